@@ -1,0 +1,73 @@
+"""Janus: serve Mixture-of-Experts models with attention and experts on separate GPU pools.
+
+Importing this module loads nothing heavy; each public name is loaded on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from janus import comm, scale, sched
+    from janus.comm import Exchange
+    from janus.errors import JanusError, PeerLost
+    from janus.layer import JanusMoELayer, convert
+    from janus.runner import DisaggregatedRunner
+    from janus.scale import plan
+    from janus.sched import Balancer, balance
+    from janus.types import Placement, RequestTrace, RoutingTrace, Slo, Topology
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "JanusError": "janus.errors",
+    "PeerLost": "janus.errors",
+    "Placement": "janus.types",
+    "RequestTrace": "janus.types",
+    "RoutingTrace": "janus.types",
+    "Slo": "janus.types",
+    "Topology": "janus.types",
+    "Balancer": "janus.sched",
+    "balance": "janus.sched",
+    "Exchange": "janus.comm",
+    "plan": "janus.scale",
+    "JanusMoELayer": "janus.layer",
+    "convert": "janus.layer",
+    "DisaggregatedRunner": "janus.runner",
+}
+_MODULES = ("comm", "sched", "scale")
+
+__all__ = [
+    "Balancer",
+    "DisaggregatedRunner",
+    "Exchange",
+    "JanusError",
+    "JanusMoELayer",
+    "PeerLost",
+    "Placement",
+    "RequestTrace",
+    "RoutingTrace",
+    "Slo",
+    "Topology",
+    "balance",
+    "comm",
+    "convert",
+    "plan",
+    "scale",
+    "sched",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"janus.{name}")
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'janus' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
