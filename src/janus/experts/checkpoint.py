@@ -1,0 +1,299 @@
+"""Read what one role needs from a local Hugging Face folder: safetensors only, nothing else loaded or executed.
+
+Names on disk differ from those of the modules in memory; transformers' own conversion tables tell which tensors make
+up which parameter, so every family it can load is read here without a line of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from janus.errors import JanusError
+from janus.experts.seam import MoEBlock, find_blocks
+from janus.experts.slots import Weights
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+class Checkpoint:
+    """A model folder, checked on opening: its skeleton on the meta device, and weights by name on demand.
+
+    Args:
+        folder: holds ``config.json`` and ``model.safetensors`` (or shards with their index).
+        dtype: of the weights in memory; default the one the config names, else float32.
+
+    Raises:
+        JanusError: ``checkpoint.folder`` (no such folder), ``checkpoint.config``, ``checkpoint.pickle`` (weights only
+            as pickles), ``checkpoint.missing`` (a file or tensor that should be there), ``checkpoint.corrupt``.
+
+    Example:
+        >>> from pathlib import Path
+        >>> try:
+        ...     Checkpoint(Path("no/such/folder"))
+        ... except JanusError as error:
+        ...     error.code
+        'checkpoint.folder'
+    """
+
+    def __init__(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        self.folder = Path(folder)
+        check_folder(self.folder)
+        self._files = _tensor_files(self.folder)
+        self.config = _read_config(self.folder)
+        self.dtype = dtype or _config_dtype(self.config)
+        self.skeleton = self._build_skeleton()
+        self.blocks = find_blocks(self.skeleton)
+        self._sources, self._converters = self._map_names()
+        self._open = ExitStack()
+        self._handles: dict[Path, Any] = {}
+
+    def close(self) -> None:
+        """Unmap the files."""
+        self._open.close()
+        self._handles.clear()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def expert(self, block: MoEBlock, e: int) -> Weights:
+        """Weights of one expert, without the expert dimension; reads that expert's bytes only."""
+        out = {}
+        for name, _ in block.experts.named_parameters():
+            target = f"{block.name}.{block.experts_attr}.{name}"
+            out[name] = self._tensor(target, lambda key, many, e=e: self._one_expert(key, many, e))[0].to(self.dtype)
+        return out
+
+    def router(self, block: MoEBlock) -> nn.Module:
+        """The block's router with its weights, on the CPU."""
+        attr = block.need_router().attr
+        module = block.block.get_submodule(attr)
+        stored = module.state_dict()
+        for name, _ in module.named_buffers():
+            if name not in stored:
+                raise JanusError("model.router", f"{block.name}.{attr} keeps {name!r} outside the checkpoint; use gate='attention'")
+        module = module.to_empty(device="cpu")
+        filled = {name: self.tensor(f"{block.name}.{attr}.{name}") for name in stored}
+        module.load_state_dict({name: t.to(self._dtype_of(name)) for name, t in filled.items()}, assign=True)
+        return module.eval().requires_grad_(False)
+
+    def tensor(self, target: str) -> torch.Tensor:
+        """A whole parameter or buffer by its name in memory."""
+        return self._tensor(target, lambda key, _: [self._read(k, slice(None)) for k in key])
+
+    @contextmanager
+    def without_experts(self) -> Iterator[None]:
+        """While inside, models of this family are built with empty experts: nothing is allocated or read for them."""
+        with ExitStack() as undo:
+            for cls in {type(block.experts) for block in self.blocks}:
+                undo.enter_context(_no_parameters(cls))
+            yield
+
+    def load_attention_side(self, **kwargs: Any) -> nn.Module:
+        """The model with every weight but those of the routed experts.
+
+        Raises:
+            JanusError: ``checkpoint.missing`` if another weight is not in the files.
+        """
+        with self.without_experts(), _quiet_transformers():
+            model, info = type(self.skeleton).from_pretrained(
+                self.folder, dtype=self.dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **kwargs
+            )
+        missing = sorted(info["missing_keys"])
+        if missing or info["mismatched_keys"]:
+            raise JanusError(
+                "checkpoint.missing", f"{self.folder} lacks or mis-shapes {[*missing, *info['mismatched_keys']][:5]} of the model"
+            )
+        return model.eval()
+
+    def check_experts(self) -> None:
+        """Refuse a folder in which a tensor of some expert is missing, before any is read."""
+        for block in self.blocks:
+            for name, _ in block.experts.named_parameters():
+                target = f"{block.name}.{block.experts_attr}.{name}"
+                for keys in self._sources.get(target, {"": []}).values():
+                    if len(keys) not in (1, block.num_experts):
+                        raise JanusError(
+                            "checkpoint.missing",
+                            f"{self.folder}: {target} is made of one tensor per expert, {block.num_experts} in all; "
+                            f"found {len(keys)}" + (f", the first {keys[0]}" if keys else ""),
+                        )
+
+    def _build_skeleton(self) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"), _quiet_transformers():
+            try:
+                return AutoModelForCausalLM.from_config(self.config, dtype=self.dtype)
+            except (ValueError, KeyError, TypeError) as error:
+                raise JanusError("checkpoint.config", f"{self.folder / 'config.json'}: no causal model: {error}") from error
+
+    def _map_names(self) -> tuple[dict[str, dict[str, list[str]]], dict[str, Any]]:
+        """Parameter name in memory -> {pattern of its converter or "": names on disk in natural order}."""
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+        mapping = get_model_conversion_mapping(self.skeleton)
+        renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
+        converters = [m for m in mapping if isinstance(m, WeightConverter)]
+        known, prefix = self.skeleton.state_dict(), self.skeleton.base_model_prefix
+        sources: dict[str, dict[str, list[str]]] = {}
+        for key in sorted(self._files, key=dot_natural_key):
+            target, pattern = rename_source_key(key, renamings, converters, prefix, known)
+            if target not in known and key in known:
+                target, pattern = key, None
+            sources.setdefault(target, {}).setdefault(pattern or "", []).append(key)
+        return sources, {pattern: c for c in converters for pattern in c.source_patterns}
+
+    def _tensor(self, target: str, read: Callable[[list[str], bool], list[torch.Tensor]]) -> torch.Tensor:
+        if target not in self._sources:
+            raise JanusError("checkpoint.missing", f"{self.folder} has no tensor for {target}; is the checkpoint complete?")
+        patterns = self._sources[target]
+        if set(patterns) == {""}:
+            return read(patterns[""], False)[0]
+        converter = self._converters[next(iter(patterns))]
+        converter = converter.copy(
+            list(converter._original_source_patterns), list(converter._original_target_patterns), operations=converter.operations
+        )
+        merges = any(type(op).__name__ == "MergeModulelist" for op in converter.operations)
+        for pattern, keys in patterns.items():
+            for key, tensor in zip(keys, read(keys, merges), strict=False):
+                converter.add_tensor(target, key, pattern, tensor)
+        made = converter.convert(target, model=self.skeleton, config=self.skeleton.config)
+        value = made[target]
+        return value[0] if isinstance(value, list) else value
+
+    def _one_expert(self, keys: list[str], one_tensor_each: bool, e: int) -> list[torch.Tensor]:
+        if one_tensor_each:
+            if e >= len(keys):
+                raise JanusError("checkpoint.missing", f"{self.folder} has {len(keys)} tensors like {keys[0]}, none for expert {e}")
+            return [self._read(keys[e], slice(None))]
+        return [self._read(keys[0], slice(e, e + 1))]
+
+    def _read(self, key: str, rows: slice) -> torch.Tensor:
+        from safetensors import SafetensorError, safe_open
+
+        path = self._files[key]
+        try:
+            if path not in self._handles:
+                self._handles[path] = self._open.enter_context(safe_open(path, framework="pt"))
+            part = self._handles[path].get_slice(key)
+            return part[rows] if part.get_shape() else self._handles[path].get_tensor(key)
+        except (SafetensorError, OSError) as error:
+            raise JanusError("checkpoint.corrupt", f"{path}: cannot read {key}: {error}") from error
+
+    def _dtype_of(self, name: str) -> torch.dtype:
+        # transformers keeps some parameters in float32 whatever the model's dtype (a router's correction bias).
+        keep = {
+            *(getattr(self.skeleton, "_keep_in_fp32_modules", None) or ()),
+            *(getattr(self.skeleton, "_keep_in_fp32_modules_strict", None) or ()),
+        }
+        return torch.float32 if any(part in name for part in keep) else self.dtype
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be a safe checkpoint; reads names only, no weights."""
+    if not folder.is_dir():
+        raise JanusError("checkpoint.folder", f"{folder} is not a folder; give a local Hugging Face model folder")
+    if not (folder / "config.json").is_file():
+        raise JanusError("checkpoint.config", f"{folder} holds no config.json; give a Hugging Face model folder")
+    if (folder / INDEX).is_file() or (folder / SINGLE).is_file():
+        return
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise JanusError(
+            "checkpoint.pickle",
+            f"{folder} holds weights only as pickles ({', '.join(pickles[:3])}), which can run code when loaded; convert them "
+            "with save_pretrained(..., safe_serialization=True)",
+        )
+    raise JanusError("checkpoint.missing", f"{folder} holds neither {SINGLE} nor {INDEX}")
+
+
+def _tensor_files(folder: Path) -> dict[str, Path]:
+    """Tensor name -> file, from the headers; every file of the index is opened."""
+    index = folder / INDEX
+    if not index.is_file():
+        return dict.fromkeys(_header(folder / SINGLE), folder / SINGLE)
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+        wanted = {str(key): folder / str(name) for key, name in weight_map.items()}
+    except (ValueError, KeyError, AttributeError) as error:
+        raise JanusError("checkpoint.corrupt", f"{index} is not an index of safetensors shards: {error!r}") from error
+    for path in sorted(set(wanted.values())):
+        lacking = {key for key, p in wanted.items() if p == path} - _header(path)
+        if lacking:
+            raise JanusError("checkpoint.missing", f"{path} lacks {len(lacking)} tensors that {INDEX} names, e.g. {min(lacking)}")
+    return wanted
+
+
+def _header(path: Path) -> set[str]:
+    from safetensors import SafetensorError, safe_open
+
+    if path.parent.resolve() not in path.resolve().parents and not path.is_symlink():
+        raise JanusError("checkpoint.corrupt", f"{path} lies outside the model folder")
+    if not path.is_file():
+        raise JanusError("checkpoint.missing", f"weight file {path} is missing; download the folder again")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise JanusError("checkpoint.corrupt", f"{path} is not a whole safetensors file: {error}") from error
+
+
+def _read_config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise JanusError("checkpoint.config", f"{folder / 'config.json'}: {error}") from error
+
+
+def _config_dtype(config: Any) -> torch.dtype:
+    dtype = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
+    dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+@contextmanager
+def _no_parameters(cls: type[nn.Module]) -> Iterator[None]:
+    """Patch `cls` so that its instances register no parameters; forward is never called before it is replaced."""
+    original = cls.__init__
+
+    def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        with torch.device("meta"):
+            original(self, *args, **kwargs)
+        self._parameters.clear()
+        self._is_hf_initialized = True  # pyright: ignore[reportArgumentType]  # keeps transformers from initialising it
+
+    cls.__init__ = init
+    try:
+        yield
+    finally:
+        cls.__init__ = original
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Silence the bar and the report of unread expert tensors; both would be repeated on every rank."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()

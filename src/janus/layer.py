@@ -1,0 +1,169 @@
+"""JanusMoELayer: take the place of a model's routed experts; `convert` does it for a whole model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from janus.errors import JanusError
+from janus.experts.seam import count_experts, find_blocks
+from janus.experts.slots import ExpertLayout, ExpertSlots
+from janus.sched import Assignment, balance
+from janus.types import Placement
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class JanusMoELayer(nn.Module):
+    """Routed experts over the physical slots of a placement; drop-in for a model's experts module.
+
+    Args:
+        experts: a Hugging Face experts module (transformers >= 5): parameters with a leading expert dimension,
+            ``forward(hidden_states, top_k_index, top_k_weights)``. Its weights are copied into the slots, or shared where
+            the slots hold the experts in their own order.
+        placement: which expert sits in which slot; default one instance that holds every expert once. All instances
+            live in this process.
+        balance: method of `janus.sched.balance` that picks the replica of each activated expert.
+        layer: row of a per-layer placement.
+        backend: backend of the balancer.
+
+    Raises:
+        JanusError: ``placement.experts`` if the placement is for another number of experts, ``model.experts`` or
+            ``model.mismatch`` if the module's layout is not one we reproduce, ``layer.shape`` on a wrong call.
+
+    Example:
+        >>> import torch
+        >>> from transformers import MixtralConfig
+        >>> from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+        >>> config = MixtralConfig(hidden_size=8, intermediate_size=16, num_local_experts=4)
+        >>> config._experts_implementation = "eager"
+        >>> experts = MixtralExperts(config)
+        >>> _ = [torch.nn.init.normal_(p) for p in experts.parameters()]
+        >>> layer = JanusMoELayer.from_module(experts)
+        >>> x, ids, weights = torch.randn(3, 8), torch.tensor([[0, 1], [1, 2], [3, 0]]), torch.full((3, 2), 0.5)
+        >>> torch.equal(layer(x, ids, weights), experts(x, ids, weights))
+        True
+    """
+
+    def __init__(
+        self,
+        experts: nn.Module,
+        placement: Placement | None = None,
+        *,
+        balance: str = "exact",
+        layer: int = 0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        num_experts = count_experts(experts)
+        self.placement = check_placement(placement, num_experts, self.__class__.__name__)
+        self.layer = self.placement.layer(layer)
+        self.method, self.backend = balance, backend
+        self.last: Assignment | None = None
+        slots = self.placement.phy2log[self.layer].tolist()
+        self.slots = ExpertSlots.from_module(experts, slots)
+        self.slots.verify()
+
+    @classmethod
+    def from_module(
+        cls,
+        experts: nn.Module,
+        placement: Placement | None = None,
+        *,
+        balance: str = "exact",
+        layer: int = 0,
+        backend: str = "auto",
+    ) -> JanusMoELayer:
+        """Same as the constructor; reads better where a module is replaced."""
+        return cls(experts, placement, balance=balance, layer=layer, backend=backend)
+
+    def forward(self, hidden: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
+        """Run the chosen experts of each token and sum their outputs by routing weight.
+
+        Args:
+            hidden: [T, H], float.
+            topk_ids: [T, K], integer logical experts; -1 is passed over.
+            topk_weights: [T, K], float.
+
+        Returns:
+            [T, H] in the dtype of `hidden`.
+        """
+        _check_call(hidden, topk_ids, topk_weights)
+        self.last = balance(topk_ids, self.placement, layer=self.layer, method=self.method, backend=self.backend)
+        return self.slots(hidden, self.last.physical_ids, topk_weights)
+
+
+def convert(
+    model: nn.Module, placement: Placement | None = None, *, balance: str = "exact", backend: str = "auto"
+) -> nn.Module:
+    """Swap the routed experts of every MoE layer of a Hugging Face model for a `JanusMoELayer`, in place.
+
+    Args:
+        model: a live model; its routers, shared experts and dense layers stay as they are.
+        placement: one map per MoE layer, or one for all; default one instance with every expert once.
+        balance: method of `janus.sched.balance`.
+        backend: backend of the balancer.
+
+    Returns:
+        `model` itself.
+
+    Raises:
+        JanusError: ``model.no_experts``, ``placement.layers``, or what `JanusMoELayer` raises; the model is then
+            unchanged.
+
+    Example:
+        >>> from transformers import MixtralConfig, MixtralForCausalLM
+        >>> config = MixtralConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        ...                        num_key_value_heads=1, vocab_size=32, num_local_experts=4)
+        >>> model = convert(MixtralForCausalLM(config))
+        >>> type(model.model.layers[0].mlp.experts).__name__
+        'JanusMoELayer'
+    """
+    blocks = find_blocks(model)
+    check_layers(placement, [block.layer_id for block in blocks])
+    for block in blocks:  # every refusal comes before the first swap
+        check_placement(placement, block.num_experts, block.name)
+        ExpertLayout.of(block.experts)
+    for l, block in enumerate(blocks):  # one at a time: at most one layer's weights are held twice
+        block.replace(
+            block.experts_attr, JanusMoELayer(block.experts, placement, balance=balance, layer=l, backend=backend)
+        )
+    return model
+
+
+def check_placement(placement: Placement | None, num_experts: int, who: str) -> Placement:
+    """The placement, or the default one; refuses one made for another number of experts."""
+    if placement is None:
+        return Placement.contiguous(num_experts, 1)
+    if not isinstance(placement, Placement):
+        raise JanusError("placement.type", f"placement must be a janus.Placement, got {type(placement).__name__}")
+    if placement.num_experts != num_experts:
+        raise JanusError(
+            "placement.experts",
+            f"{who}: the model has {num_experts} experts per layer, the placement is for {placement.num_experts}",
+        )
+    return placement
+
+
+def check_layers(placement: Placement | None, layer_ids: Sequence[int]) -> None:
+    """Refuse a per-layer placement whose layers are not the model's MoE layers."""
+    if placement is None or placement.uniform:
+        return
+    if placement.num_layers != len(layer_ids) or placement.layer_ids not in (None, tuple(layer_ids)):
+        raise JanusError(
+            "placement.layers",
+            f"the model has {len(layer_ids)} MoE layers, numbered {list(layer_ids)}; the placement has "
+            f"{placement.num_layers}, numbered {placement.layer_ids}; a 2-D placement serves every layer",
+        )
+
+
+def _check_call(hidden: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> None:
+    if hidden.dim() != 2 or topk_ids.dim() != 2 or topk_ids.shape != topk_weights.shape or len(hidden) != len(topk_ids):
+        raise JanusError(
+            "layer.shape",
+            "forward takes hidden [T, H], topk_ids [T, K], topk_weights [T, K]; got "
+            f"{tuple(hidden.shape)}, {tuple(topk_ids.shape)}, {tuple(topk_weights.shape)}",
+        )
