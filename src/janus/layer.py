@@ -127,9 +127,9 @@ def convert(
     for block in blocks:  # every refusal comes before the first swap
         check_placement(placement, block.num_experts, block.name)
         ExpertLayout.of(block.experts)
-    for l, block in enumerate(blocks):  # one at a time: at most one layer's weights are held twice
+    for i, block in enumerate(blocks):  # one at a time: at most one layer's weights are held twice
         block.replace(
-            block.experts_attr, JanusMoELayer(block.experts, placement, balance=balance, layer=l, backend=backend)
+            block.experts_attr, JanusMoELayer(block.experts, placement, balance=balance, layer=i, backend=backend)
         )
     return model
 

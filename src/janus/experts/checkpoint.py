@@ -81,7 +81,9 @@ class Checkpoint:
         stored = module.state_dict()
         for name, _ in module.named_buffers():
             if name not in stored:
-                raise JanusError("model.router", f"{block.name}.{attr} keeps {name!r} outside the checkpoint; use gate='attention'")
+                raise JanusError(
+                    "model.router", f"{block.name}.{attr} keeps {name!r} outside the checkpoint; use gate='attention'"
+                )
         module = module.to_empty(device="cpu")
         filled = {name: self.tensor(f"{block.name}.{attr}.{name}") for name in stored}
         module.load_state_dict({name: t.to(self._dtype_of(name)) for name, t in filled.items()}, assign=True)
@@ -107,12 +109,18 @@ class Checkpoint:
         """
         with self.without_experts(), _quiet_transformers():
             model, info = type(self.skeleton).from_pretrained(
-                self.folder, dtype=self.dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **kwargs
+                self.folder,
+                dtype=self.dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                **kwargs,
             )
         missing = sorted(info["missing_keys"])
         if missing or info["mismatched_keys"]:
             raise JanusError(
-                "checkpoint.missing", f"{self.folder} lacks or mis-shapes {[*missing, *info['mismatched_keys']][:5]} of the model"
+                "checkpoint.missing",
+                f"{self.folder} lacks or mis-shapes {[*missing, *info['mismatched_keys']][:5]} of the model",
             )
         return model.eval()
 
@@ -136,7 +144,9 @@ class Checkpoint:
             try:
                 return AutoModelForCausalLM.from_config(self.config, dtype=self.dtype)
             except (ValueError, KeyError, TypeError) as error:
-                raise JanusError("checkpoint.config", f"{self.folder / 'config.json'}: no causal model: {error}") from error
+                raise JanusError(
+                    "checkpoint.config", f"{self.folder / 'config.json'}: no causal model: {error}"
+                ) from error
 
     def _map_names(self) -> tuple[dict[str, dict[str, list[str]]], dict[str, Any]]:
         """Parameter name in memory -> {pattern of its converter or "": names on disk in natural order}."""
@@ -157,13 +167,17 @@ class Checkpoint:
 
     def _tensor(self, target: str, read: Callable[[list[str], bool], list[torch.Tensor]]) -> torch.Tensor:
         if target not in self._sources:
-            raise JanusError("checkpoint.missing", f"{self.folder} has no tensor for {target}; is the checkpoint complete?")
+            raise JanusError(
+                "checkpoint.missing", f"{self.folder} has no tensor for {target}; is the checkpoint complete?"
+            )
         patterns = self._sources[target]
         if set(patterns) == {""}:
             return read(patterns[""], False)[0]
         converter = self._converters[next(iter(patterns))]
         converter = converter.copy(
-            list(converter._original_source_patterns), list(converter._original_target_patterns), operations=converter.operations
+            list(converter._original_source_patterns),
+            list(converter._original_target_patterns),
+            operations=converter.operations,
         )
         merges = any(type(op).__name__ == "MergeModulelist" for op in converter.operations)
         for pattern, keys in patterns.items():
@@ -176,7 +190,9 @@ class Checkpoint:
     def _one_expert(self, keys: list[str], one_tensor_each: bool, e: int) -> list[torch.Tensor]:
         if one_tensor_each:
             if e >= len(keys):
-                raise JanusError("checkpoint.missing", f"{self.folder} has {len(keys)} tensors like {keys[0]}, none for expert {e}")
+                raise JanusError(
+                    "checkpoint.missing", f"{self.folder} has {len(keys)} tensors like {keys[0]}, none for expert {e}"
+                )
             return [self._read(keys[e], slice(None))]
         return [self._read(keys[0], slice(e, e + 1))]
 
@@ -232,7 +248,9 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
     for path in sorted(set(wanted.values())):
         lacking = {key for key, p in wanted.items() if p == path} - _header(path)
         if lacking:
-            raise JanusError("checkpoint.missing", f"{path} lacks {len(lacking)} tensors that {INDEX} names, e.g. {min(lacking)}")
+            raise JanusError(
+                "checkpoint.missing", f"{path} lacks {len(lacking)} tensors that {INDEX} names, e.g. {min(lacking)}"
+            )
     return wanted
 
 

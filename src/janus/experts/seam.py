@@ -154,7 +154,9 @@ def _probe(model: nn.Module, path: str) -> MoEBlock:
         with torch.no_grad():
             block(_probe_input(model, block))
     except Exception as error:
-        raise JanusError("model.block", f"{block_name} ({type(block).__name__}) cannot be run on hidden states alone: {error}") from error
+        raise JanusError(
+            "model.block", f"{block_name} ({type(block).__name__}) cannot be run on hidden states alone: {error}"
+        ) from error
     finally:
         setattr(block, attr, experts)
         for hook in hooks:

@@ -1,0 +1,320 @@
+"""DisaggregatedRunner: one object per process, the same line on every rank."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from janus.comm import Exchange, Timeouts, rendezvous
+from janus.errors import JanusError, known
+from janus.experts.checkpoint import Checkpoint
+from janus.experts.live import ExpertSource, LiveModel
+from janus.runner.attention import ExpertLink, disaggregate
+from janus.runner.check import check_routers, check_source, checked_placement, contract
+from janus.runner.clock import Clock
+from janus.runner.expert import ExpertServer
+from janus.runner.generate import Batch, Generation, Sampling, check_prompts
+from janus.sched import Balancer
+from janus.types import Placement, RoutingTrace, Topology
+
+GATES = ("experts", "attention")
+SCOPES = ("batch", "rank")
+
+
+class DisaggregatedRunner:
+    """Serve a Mixture-of-Experts model with attention and experts in separate processes.
+
+    Every rank makes the same object; its role follows from the topology. Expert ranks call `serve()`; attention ranks
+    call `generate()`, or drive `model` themselves with equal numbers of forwards (`idle_step()` without work).
+
+    Args:
+        model_or_path: local Hugging Face folder (safetensors), of which each role reads only its part, or a live model,
+            identical on every rank.
+        topology: which rank plays which role.
+        placement: which expert sits where; default in order, one replica each.
+        gate: ``"experts"`` moves the routers to the expert ranks, which then all see all tokens; ``"attention"`` leaves
+            them and sends each instance only its tokens.
+        balance: method of `janus.sched.balance`.
+        backend: backend of the balancer.
+        scope: with the attention-side gate, balance over the ``"batch"`` of all attention ranks or per ``"rank"``.
+        regime: of the exchange.
+        dtype: of the weights; default the checkpoint's.
+        max_tokens: most tokens one attention rank sends in one step; longer prompts are prefilled in chunks.
+        record: keep every batch's routing for `routing()` (expert-side gate).
+        timeouts: deadlines of every wait.
+
+    Raises:
+        JanusError: for anything wrong with model, placement, topology or options, on every rank, before serving.
+        PeerLost: when another process is lost.
+
+    Example:
+        ```python
+        with DisaggregatedRunner("path/to/model", topology=Topology.parse("2A4E", gpus_per_node=2)) as runner:
+            if runner.role == "expert":
+                runner.serve()
+            else:
+                completions = runner.generate([[1, 2, 3], [4, 5]], max_new_tokens=16)
+        ```
+    """
+
+    # Which of these exist follows from the role: `_need` stands before every use.
+    _ex: Exchange
+    _link: ExpertLink
+    _server: ExpertServer
+    _model: nn.Module
+
+    def __init__(
+        self,
+        model_or_path: str | Path | nn.Module,
+        *,
+        topology: Topology,
+        placement: Placement | None = None,
+        gate: str = "experts",
+        balance: str = "exact",
+        backend: str = "auto",
+        scope: str = "batch",
+        regime: str = "auto",
+        dtype: torch.dtype | None = None,
+        max_tokens: int = 1024,
+        record: bool = False,
+        timeouts: Timeouts | None = None,
+    ) -> None:
+        if not isinstance(topology, Topology):
+            raise JanusError(
+                "runner.topology", f"topology must be a janus.Topology, got {topology!r}; try Topology.parse('2A4E')"
+            )
+        known(gate, GATES, "gate", "runner.gate")
+        known(scope, SCOPES, "scope", "runner.scope")
+        if record and gate != "experts":
+            raise JanusError(
+                "runner.record", "record=True needs gate='experts', where the experts see every token's routing"
+            )
+        self.topology, self.gate, self.max_tokens, self.record = topology, gate, max_tokens, record
+        self.clock, self._balance, self._backend, self._scope = Clock(), balance, backend, scope
+        self._generations: list[Generation] = []
+        source = _open_source(model_or_path, dtype)
+        try:
+            check_source(source, gate)
+            self.placement = checked_placement(placement, source, topology)
+            self.rank = rendezvous(topology, timeouts or Timeouts())
+            self.role = topology.role(self.rank)
+            if self.role != "idle":
+                self._join(source, regime, timeouts or Timeouts())
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            source.close()
+
+    def _join(self, source: ExpertSource, regime: str, timeouts: Timeouts) -> None:
+        """Agree on the contract, load this role's part, and compare routers."""
+        block = source.blocks[0]
+        options = {"balance": self._balance, "scope": self._scope, "weights_dtype": str(block.weights_dtype)}
+        self._ex = Exchange(
+            self.topology,
+            hidden_size=block.hidden_size,
+            dtype=source.dtype,
+            max_tokens=self.max_tokens,
+            gate=self.gate,
+            top_k=block.top_k,
+            slots_per_instance=self.placement.slots_per_instance,
+            regime=regime,
+            device="cpu",
+            timeouts=timeouts,
+            contract=contract(source, self.placement, options),
+        )
+        if self.role == "expert":
+            self._server = self._make_server(source)
+        else:
+            self._link = self._make_link(source)
+            self._model = disaggregate(source.load_attention_side(), source.blocks, self._link, self.gate)
+        if self.gate == "experts":
+            check_routers(self._ex, self._server if self.role == "expert" else None, self.topology)
+
+    def _make_server(self, source: ExpertSource) -> ExpertServer:
+        balancer = self._balancer() if self.gate == "experts" else None
+        instance = self.topology.instance(self.rank)
+        return ExpertServer(source, self.placement, instance, balancer, self.record, self.clock)
+
+    def _make_link(self, source: ExpertSource) -> ExpertLink:
+        balancer = self._balancer() if self.gate == "attention" else None
+        return ExpertLink(self._ex, source.blocks, balancer, self._scope, self.clock, source.dtype)
+
+    def _balancer(self) -> Balancer:
+        most = self.max_tokens * self.topology.n_attention
+        return Balancer(self.placement, method=self._balance, backend=self._backend, max_tokens=most, device="cpu")
+
+    @property
+    def model(self) -> Any:
+        """The user's model with stand-ins for its experts (attention ranks)."""
+        self._need("attention", "model")
+        return self._model
+
+    def serve(self) -> None:
+        """Run the expert side until the attention side closes; returns at once on an idle rank.
+
+        Raises:
+            PeerLost: when an attention rank or a fellow is lost.
+        """
+        if self.role == "idle":
+            return
+        self._need("expert", "serve()")
+        self._server.serve(self._ex)
+
+    def idle_step(self) -> bool:
+        """Take part in one forward of the other attention ranks without tokens of one's own.
+
+        Returns:
+            False if no attention rank had tokens.
+        """
+        self._need("attention", "idle_step()")
+        return self._link.idle_step()
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int = 32,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        stop_at_eos: bool = True,
+    ) -> list[list[int]]:
+        """Complete prompts; every attention rank calls it with the same arguments and gets the same result.
+
+        Prompt i is served by attention instance i mod n_a. Greedy completions are those of the undivided model.
+
+        Args:
+            prompts: token ids of each prompt, any lengths >= 1.
+            max_new_tokens: most new tokens per prompt.
+            do_sample: sample instead of taking the most likely token.
+            temperature: > 0; sampling only.
+            top_k: sampling only.
+            top_p: sampling only.
+            seed: sampling only; a completion depends on it and the prompt's index, not on the topology's spread.
+            stop_at_eos: end a completion with the model's end-of-sequence token.
+
+        Returns:
+            New token ids of each prompt, in order, prompt excluded, end-of-sequence token included.
+
+        Raises:
+            JanusError: ``generate.prompts``, ``generate.length``, ``generate.sampling``, ``generate.differ`` (the
+                attention ranks were called with different arguments).
+            PeerLost: when another process is lost.
+        """
+        self._need("attention", "generate()")
+        config = self.model.config.get_text_config()
+        check_prompts(prompts, max_new_tokens, config.vocab_size, getattr(config, "max_position_embeddings", None))
+        sampling = Sampling(do_sample, temperature, top_k, top_p, seed)
+        self._check_same_call([list(map(list, prompts)), max_new_tokens, repr(sampling), stop_at_eos])
+        mine = range(self.topology.instance(self.rank), len(prompts), self.topology.n_attention)
+        if len(mine) > self.max_tokens:
+            raise JanusError(
+                "generate.prompts", f"{len(mine)} prompts on one rank exceed max_tokens={self.max_tokens}; raise it"
+            )
+        stop = self._stop_ids() if stop_at_eos else frozenset()
+        batch = Batch([prompts[i] for i in mine], mine, max_new_tokens, stop, sampling, pad=0)
+        run = Generation(self.model, self._link, batch, self.max_tokens)
+        self._generations.append(run)
+        return self._gather(run.run(), len(prompts))
+
+    def stats(self) -> dict[str, Any]:
+        """What this rank did so far: role, seconds by phase, traffic sent, TPOT (attention) or loads (experts)."""
+        out: dict[str, Any] = {"rank": self.rank, "role": self.role, "seconds": self.clock.to_dict()}
+        if self.role != "idle":
+            out["traffic"] = {
+                link: {"messages": t.messages, "bytes": t.bytes} for link, t in self._ex.traffic().items()
+            }
+        if self.role == "attention":
+            out |= self._attention_stats()
+        if self.role == "expert":
+            out["layers"] = [
+                {
+                    "batches": x.batches,
+                    "tokens": x.tokens,
+                    "a_max_mean": x.a_max_sum / max(1, x.batches),
+                    "a_max_worst": x.a_max_worst,
+                }
+                for x in self._server.loads
+            ]
+        return out
+
+    def routing(self) -> RoutingTrace:
+        """Routing of every batch served so far (expert ranks, `record=True`): one row per token, in order served."""
+        self._need("expert", "routing()")
+        if not self.record or not self._server.loads[0].ids:
+            raise JanusError(
+                "runner.record", "nothing was recorded; make the runner with record=True and serve some tokens"
+            )
+        ids = np.stack([np.concatenate(load.ids) for load in self._server.loads], axis=1)
+        return RoutingTrace(ids, self.placement.num_experts, source="recorded by DisaggregatedRunner")
+
+    def batch_sizes(self) -> list[int]:
+        """Tokens of every batch behind `routing()`, in order served."""
+        self._need("expert", "batch_sizes()")
+        return [len(ids) for ids in self._server.loads[0].ids]
+
+    def close(self) -> None:
+        """Leave; on the attention side this ends the expert side's `serve()`. Bounded, may be called again."""
+        if hasattr(self, "_ex"):
+            self._ex.close()
+
+    def __enter__(self) -> DisaggregatedRunner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _need(self, role: str, what: str) -> None:
+        if self.role != role:
+            raise JanusError(
+                "runner.role", f"{what} is for {role} ranks; rank {self.rank} of {self.topology} is {self.role}"
+            )
+
+    def _stop_ids(self) -> frozenset[int]:
+        generation = getattr(self.model, "generation_config", None)
+        eos = getattr(generation, "eos_token_id", None)
+        eos = self.model.config.get_text_config().eos_token_id if eos is None else eos
+        return frozenset() if eos is None else frozenset([eos] if isinstance(eos, int) else eos)
+
+    def _check_same_call(self, arguments: list[Any]) -> None:
+        mine = hashlib.sha256(json.dumps(arguments).encode()).hexdigest()
+        seen = self._ex.share(f"generate-{len(self._generations)}", mine, ranks=self.topology.attention_ranks)
+        other = next((rank for rank, digest in seen.items() if digest != mine), None)
+        if other is not None:
+            raise JanusError(
+                "generate.differ",
+                f"every attention rank must call generate() with the same arguments; ranks {self.rank} and {other} differ",
+            )
+
+    def _gather(self, completions: list[list[int]], n_prompts: int) -> list[list[int]]:
+        name = f"completions-{len(self._generations)}"
+        parts = self._ex.share(name, completions, ranks=self.topology.attention_ranks)
+        by_instance = [parts[rank] for rank in self.topology.attention_ranks]
+        return [by_instance[i % len(by_instance)][i // len(by_instance)] for i in range(n_prompts)]
+
+    def _attention_stats(self) -> dict[str, Any]:
+        steps = [s for run in self._generations for s in run.timing.decode_s]
+        return {
+            "prefill_s": sum(run.timing.prefill_s for run in self._generations),
+            "decode_steps": len(steps),
+            "tokens": sum(run.timing.tokens for run in self._generations),
+            "tpot_ms": 1e3 * sum(steps) / len(steps) if steps else None,
+        }
+
+
+def _open_source(model_or_path: str | Path | nn.Module, dtype: torch.dtype | None) -> ExpertSource:
+    if isinstance(model_or_path, nn.Module):
+        return LiveModel(model_or_path)
+    if isinstance(model_or_path, (str, Path)):
+        return Checkpoint(model_or_path, dtype=dtype)
+    raise JanusError("runner.model", f"give a model folder or a live torch module, got {type(model_or_path).__name__}")

@@ -1,0 +1,126 @@
+"""The expert side: hold the slots of one instance, serve steps until the attention side closes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from janus.comm import Exchange
+from janus.experts.live import ExpertSource
+from janus.experts.seam import MoEBlock
+from janus.experts.slots import ExpertLayout, ExpertSlots
+from janus.runner.clock import Clock
+from janus.sched import Balancer
+from janus.types import Placement
+
+
+@dataclass
+class LayerLoad:
+    """What one MoE layer saw so far: batches, tokens, and the sum and maximum of a_max over batches."""
+
+    batches: int = 0
+    tokens: int = 0
+    a_max_sum: int = 0
+    a_max_worst: int = 0
+    ids: list[npt.NDArray[np.int16]] = field(default_factory=list)
+
+    def add(self, physical_TK: torch.Tensor, slots_per_instance: int) -> None:
+        """Count one batch."""
+        chosen = np.unique(physical_TK.numpy())
+        chosen = chosen[chosen >= 0]
+        a_max = int(np.bincount(chosen // slots_per_instance).max()) if len(chosen) else 0
+        self.batches += 1
+        self.tokens += len(physical_TK)
+        self.a_max_sum += a_max
+        self.a_max_worst = max(self.a_max_worst, a_max)
+
+
+class ExpertServer:
+    """Slots of one instance for every MoE layer, with the routers where the gate is on this side.
+
+    Args:
+        source: of the weights; only this instance's experts are read.
+        placement: of all instances.
+        instance: g of this rank.
+        balancer: shared by all layers; None with the attention-side gate, where ids arrive balanced.
+        record: keep the logical ids of every batch (expert-side gate only).
+        clock: where the time went.
+    """
+
+    def __init__(
+        self,
+        source: ExpertSource,
+        placement: Placement,
+        instance: int,
+        balancer: Balancer | None,
+        record: bool,
+        clock: Clock,
+    ) -> None:
+        self.placement, self.instance, self.balancer, self.record, self.clock = (
+            placement,
+            instance,
+            balancer,
+            record,
+            clock,
+        )
+        self.blocks = source.blocks
+        self.slots = [self._load(source, layer, block) for layer, block in enumerate(source.blocks)]
+        self.routers: list[nn.Module] = (
+            [source.router(block) for block in source.blocks] if balancer is not None else []
+        )
+        self.loads = [LayerLoad() for _ in source.blocks]
+
+    def _load(self, source: ExpertSource, layer: int, block: MoEBlock) -> ExpertSlots:
+        experts = self.placement.slots[self.placement.layer(layer), self.instance].tolist()
+        slots = ExpertSlots(ExpertLayout.of(block.experts), experts, dtype=source.dtype)
+        for slot, e in enumerate(experts):
+            if e >= 0:
+                slots.fill(slot, source.expert(block, e))
+        slots.verify()
+        return slots
+
+    @torch.inference_mode()
+    def serve(self, ex: Exchange) -> None:
+        """Answer steps until the attention side closes."""
+        while True:
+            with self.clock.phase("idle"):
+                step = ex.begin()
+            if step.closed:
+                return
+            for layer in range(len(self.slots) if step.total else 0):
+                self._layer(ex, layer)
+
+    def _layer(self, ex: Exchange, layer: int) -> None:
+        with self.clock.phase("receive"):
+            x_TH, handle = ex.receive()
+        if self.balancer is None:
+            physical_TK, weights_TK = handle.physical_ids, handle.weights
+        else:
+            with self.clock.phase("route"):
+                ids_TK, weights_TK = self.route(layer, x_TH)
+            with self.clock.phase("balance"):
+                physical_TK = self.balancer(ids_TK, layer)
+                self.loads[layer].add(physical_TK, self.placement.slots_per_instance)
+            if self.record:
+                self.loads[layer].ids.append(ids_TK.numpy().astype(np.int16))
+        with self.clock.phase("experts"):
+            y_TH = self.slots[layer](x_TH, self._local(physical_TK), weights_TK)
+        with self.clock.phase("reply"):
+            ex.reply(y_TH, handle)
+
+    def route(self, layer: int, x_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ask the layer's router: [T, H] -> ids [T, K], weights [T, K]."""
+        seam, block = self.blocks[layer].need_router(), self.blocks[layer]
+        if not len(x_TH):
+            return torch.empty(0, block.top_k, dtype=torch.long), torch.empty(0, block.top_k, dtype=block.weights_dtype)
+        out = self.routers[layer](x_TH[None] if seam.batched else x_TH)
+        return out[seam.ids_at].reshape(-1, block.top_k), out[seam.weights_at].reshape(-1, block.top_k)
+
+    def _local(self, physical_TK: torch.Tensor) -> torch.Tensor:
+        first = self.instance * self.placement.slots_per_instance
+        local = physical_TK - first
+        return torch.where((local >= 0) & (local < self.placement.slots_per_instance), local, -1)
