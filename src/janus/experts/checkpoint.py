@@ -245,6 +245,9 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
         wanted = {str(key): folder / str(name) for key, name in weight_map.items()}
     except (ValueError, KeyError, AttributeError) as error:
         raise JanusError("checkpoint.corrupt", f"{index} is not an index of safetensors shards: {error!r}") from error
+    outside = next((path for path in wanted.values() if path.parent != folder), None)
+    if outside is not None:
+        raise JanusError("checkpoint.corrupt", f"{index} names {outside}, which lies outside the model folder")
     for path in sorted(set(wanted.values())):
         lacking = {key for key, p in wanted.items() if p == path} - _header(path)
         if lacking:
@@ -257,8 +260,6 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
 def _header(path: Path) -> set[str]:
     from safetensors import SafetensorError, safe_open
 
-    if path.parent.resolve() not in path.resolve().parents and not path.is_symlink():
-        raise JanusError("checkpoint.corrupt", f"{path} lies outside the model folder")
     if not path.is_file():
         raise JanusError("checkpoint.missing", f"weight file {path} is missing; download the folder again")
     try:

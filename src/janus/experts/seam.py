@@ -143,7 +143,7 @@ def _probe(model: nn.Module, path: str) -> MoEBlock:
     block_name, _, attr = path.rpartition(".")
     block = model.get_submodule(block_name)
     experts = block.get_submodule(attr)
-    recorder, calls = _Recorder(), {}
+    recorder, calls, probe = _Recorder(), {}, _probe_input(model, block)
     hooks = [
         module.register_forward_hook(_remember(calls, name), with_kwargs=True)
         for name, module in block.named_modules()
@@ -152,10 +152,10 @@ def _probe(model: nn.Module, path: str) -> MoEBlock:
     setattr(block, attr, recorder)
     try:
         with torch.no_grad():
-            block(_probe_input(model, block))
+            block(probe)
     except Exception as error:
         raise JanusError(
-            "model.block", f"{block_name} ({type(block).__name__}) cannot be run on hidden states alone: {error}"
+            "model.block", f"{block_name} ({type(block).__name__}) cannot be run on hidden states alone: {error!r}"
         ) from error
     finally:
         setattr(block, attr, experts)

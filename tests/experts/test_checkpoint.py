@@ -1,0 +1,123 @@
+"""Reading one role's part of a folder: right bytes, nothing else, and every defect named before serving."""
+
+import json
+import pickle
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from janus import JanusError
+from janus.experts.checkpoint import Checkpoint
+from janus.experts.slots import slice_expert
+
+
+@pytest.fixture(scope="module", params=tiny.FAMILIES)
+def saved(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    return tiny.save(request.param, folder), tiny.build(request.param)
+
+
+def test_every_expert_and_router_is_read_bit_for_bit(saved):
+    folder, model = saved
+    with Checkpoint(folder) as checkpoint:
+        checkpoint.check_experts()
+        for block in checkpoint.blocks:
+            live = model.get_submodule(f"{block.name}.{block.experts_attr}")
+            for e in (0, 7, 15):
+                got, want = checkpoint.expert(block, e), slice_expert(live, e)
+                assert got.keys() == want.keys()
+                assert all(torch.equal(got[name], want[name]) for name in want)
+            router = checkpoint.router(block)
+            x = torch.randn(1, 9, 64)
+            mine, theirs = router(x), model.get_submodule(f"{block.name}.gate")(x)
+            assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+def test_attention_side_has_all_other_weights_and_no_expert(saved):
+    folder, model = saved
+    with Checkpoint(folder) as checkpoint:
+        loaded = checkpoint.load_attention_side()
+    want = {k: v for k, v in model.state_dict().items() if ".experts." not in k}
+    got = loaded.state_dict()
+    assert got.keys() == want.keys()
+    assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tiny.save("mixtral", tmp_path / "model")
+
+
+def _code(folder) -> str:
+    with pytest.raises(JanusError) as error, Checkpoint(folder) as checkpoint:
+        checkpoint.check_experts()
+        checkpoint.load_attention_side()
+    assert str(folder) in str(error.value)
+    return error.value.code
+
+
+def test_no_folder(tmp_path):
+    assert _code(tmp_path / "nowhere") == "checkpoint.folder"
+
+
+def test_no_config(folder):
+    (folder / "config.json").unlink()
+    assert _code(folder) == "checkpoint.config"
+
+
+def test_broken_config(folder):
+    (folder / "config.json").write_text("{")
+    assert _code(folder) == "checkpoint.config"
+
+
+def test_config_of_something_else(folder):
+    (folder / "config.json").write_text(json.dumps({"model_type": "no-such-model"}))
+    assert _code(folder) == "checkpoint.config"
+
+
+def test_no_weights(folder):
+    (folder / "model.safetensors").unlink()
+    assert _code(folder) == "checkpoint.missing"
+
+
+def test_weights_as_pickle_are_refused_unread(folder):
+    (folder / "model.safetensors").unlink()
+
+    class Bomb:
+        def __reduce__(self):
+            return (pytest.fail, ("a pickle was loaded",))
+
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    assert _code(folder) == "checkpoint.pickle"
+
+
+def test_truncated_weights(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert _code(folder) == "checkpoint.corrupt"
+
+
+def test_missing_shard(folder):
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    save_file(tensors, folder / "model-00001-of-00002.safetensors")
+    names = {name: "model-00001-of-00002.safetensors" for name in tensors}
+    names[next(iter(names))] = "model-00002-of-00002.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    assert _code(folder) == "checkpoint.missing"
+
+
+def test_index_that_leads_out_of_the_folder(folder):
+    names = {"lm_head.weight": "../elsewhere.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    assert _code(folder) == "checkpoint.corrupt"
+
+
+@pytest.mark.parametrize("lost", ["model.layers.0.block_sparse_moe.experts.3.w1.weight", "lm_head.weight"])
+def test_missing_tensor(folder, lost):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[lost]
+    save_file(tensors, folder / "model.safetensors")
+    assert _code(folder) == "checkpoint.missing"

@@ -1,0 +1,70 @@
+"""JanusMoELayer and convert: same numbers as what they replace; every wrong call named."""
+
+import pytest
+import tiny
+import torch
+
+from janus import JanusError, JanusMoELayer, Placement, convert
+
+REPLICATED = Placement([[0, 1, 2, 3, 4, 5, 15], [6, 7, 8, 9, 10, 11, 0], [12, 13, 14, 15, 1, 2, 3]], 16)
+
+
+@pytest.mark.parametrize("placement", [None, REPLICATED], ids=["one-instance", "replicas"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_converted_model_gives_the_same_logits_bit_for_bit(family, placement):
+    model = tiny.build(family)
+    model.set_experts_implementation("eager")
+    ids = torch.arange(3, 60).reshape(3, 19)
+    with torch.inference_mode():
+        want = model(ids).logits
+        assert convert(model, placement) is model
+        assert torch.equal(model(ids).logits, want)
+    layers = [m for m in model.modules() if isinstance(m, JanusMoELayer)]
+    assert len(layers) == 3 - (family not in ("mixtral", "olmoe"))
+    assert all(layer.last.a_max >= layer.last.lower_bound > 0 for layer in layers)
+
+
+@pytest.mark.parametrize("method", ["greedy", "tokens", "random", "round_robin"])
+def test_the_balancing_method_moves_work_but_not_results(method):
+    model = tiny.build("olmoe")
+    model.set_experts_implementation("eager")
+    experts = model.model.layers[0].mlp.experts
+    layer = JanusMoELayer.from_module(experts, REPLICATED, balance=method)
+    x, ids = torch.randn(11, 64), torch.stack([torch.randperm(16)[:3] for _ in range(11)])
+    weights = torch.rand(11, 3)
+    out = layer(x, ids, weights)
+    if method in ("random", "round_robin", "tokens"):  # may split an expert's tokens over replicas: other rounding
+        torch.testing.assert_close(out, experts(x, ids, weights), rtol=1e-5, atol=1e-5)
+    else:
+        assert torch.equal(out, experts(x, ids, weights))
+
+
+def _code(call) -> str:
+    with pytest.raises(JanusError) as error:
+        call()
+    return error.value.code
+
+
+def test_wrong_calls():
+    experts = tiny.build("mixtral").model.layers[0].mlp.experts
+    layer = JanusMoELayer(experts)
+    x, ids, weights = torch.randn(4, 64), torch.zeros(4, 2).long(), torch.ones(4, 2)
+    assert _code(lambda: layer(x[None], ids, weights)) == "layer.shape"
+    assert _code(lambda: layer(x, ids[:3], weights)) == "layer.shape"
+    assert _code(lambda: layer(x, ids, weights[:, :1])) == "layer.shape"
+    assert _code(lambda: JanusMoELayer(experts, Placement.contiguous(8, 2))) == "placement.experts"
+    assert _code(lambda: JanusMoELayer(experts, "2A4E")) == "placement.type"
+
+
+def test_no_tokens():
+    layer = JanusMoELayer(tiny.build("mixtral").model.layers[0].mlp.experts)
+    assert layer(torch.empty(0, 64), torch.empty(0, 2).long(), torch.empty(0, 2)).shape == (0, 64)
+
+
+def test_a_refused_conversion_leaves_the_model_alone():
+    model = tiny.build("mixtral")
+    before = [type(m) for m in model.modules()]
+    assert _code(lambda: convert(model, Placement.contiguous(8, 2))) == "placement.experts"
+    three_maps_for_two = Placement(REPLICATED.slots.repeat(2, axis=0), 16)
+    assert _code(lambda: convert(model, three_maps_for_two)) == "placement.layers"
+    assert [type(m) for m in model.modules()] == before
