@@ -1,0 +1,91 @@
+"""One rank of a job: serve several models, gates and regimes one after the other in the same processes.
+
+A process that imports torch and transformers costs seconds, so a topology is launched once and everything it must show
+runs inside. Used by the tests and the proofs; `run_job` is the other half, in the launching process.
+
+    job = {"topology": "2A4E", "gpus_per_node": 2, "cases": [{"folder": ..., "prompts": [[...]], "max_new_tokens": 8,
+           "options": {"gate": "experts"}, "generate": {}}]}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def run_job(job: dict[str, Any], *, deadline_s: float = 240.0, env: dict[str, str] | None = None) -> list[dict[str, Any]]:
+    """Launch the job's topology on this machine; returns one result per case, as the first attention rank saw it.
+
+    Each result holds "completions" and "stats" (of every rank); a case that raised holds "error" and "message".
+    """
+    from janus import Topology
+    from janus.runner.launch import launch
+
+    world = Topology.parse(job["topology"], gpus_per_node=job["gpus_per_node"]).world_size
+    with tempfile.TemporaryDirectory(prefix="janus-job-") as folder:
+        path = Path(folder, "job.json")
+        path.write_text(json.dumps(job))
+        ended = launch([sys.executable, __file__, str(path)], world, deadline_s=deadline_s, env=env)
+        failed = [e for e in ended if e.exit_code != 0]
+        if failed:
+            worst = failed[0]
+            raise RuntimeError(f"rank {worst.rank} ended with {worst.exit_code}:\n" + "\n".join(worst.tail))
+        return [_collect(Path(folder), i, world) for i in range(len(job["cases"]))]
+
+
+def _collect(folder: Path, case: int, world: int) -> dict[str, Any]:
+    parts = [json.loads((folder / f"{case}-{rank}.json").read_text()) for rank in range(world)]
+    first = next(part for part in parts if "stats" not in part or part["stats"]["role"] == "attention")
+    return first | {"stats": [part.get("stats") for part in parts], "errors": [part.get("error") for part in parts]}
+
+
+def main(path: Path) -> None:
+    """Run all cases as one rank."""
+    import torch
+
+    job = json.loads(path.read_text())
+    torch.set_num_threads(1)
+    for i, case in enumerate(job["cases"]):
+        rank, part = run_case(job, case)
+        path.with_name(f"{i}-{rank}.json").write_text(json.dumps(part))
+
+
+def run_case(job: dict[str, Any], case: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """One model served once; returns this rank and what it saw."""
+    from janus import DisaggregatedRunner, JanusError, Topology
+    from janus.comm import Timeouts
+
+    topology = Topology.parse(job["topology"], gpus_per_node=job["gpus_per_node"])
+    timeouts = Timeouts(**job.get("timeouts", {}))
+    try:
+        with DisaggregatedRunner(case["folder"], topology=topology, timeouts=timeouts, **_options(case)) as runner:
+            out: dict[str, Any] = {}
+            if runner.role == "attention":
+                generate = {"max_new_tokens": case["max_new_tokens"], **case.get("generate", {})}
+                out["completions"] = runner.generate(case["prompts"], **generate)
+            else:
+                runner.serve()
+            return runner.rank, out | {"stats": runner.stats()}
+    except JanusError as error:
+        return int(os.environ["RANK"]), {"error": error.code, "message": str(error)}
+
+
+def _options(case: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    from janus import Placement
+
+    options = dict(case.get("options", {}))
+    if "placement" in options:
+        options["placement"] = Placement.from_dict(options["placement"])
+    if "dtype" in options:
+        options["dtype"] = getattr(torch, options["dtype"])
+    return options
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
