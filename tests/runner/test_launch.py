@@ -223,6 +223,7 @@ import signal, sys
 sys.path.insert(0, {src!r})
 from janus.runner.launch import launch
 sys.modules["janus.runner.launch"].TERM_S = 0.5
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with Ctrl-C ignored
 {before}
 try:
     launch(["sh", "-c", {script!r}], 3, deadline_s=120, on_line=lambda *line: print(*line, flush=True))
