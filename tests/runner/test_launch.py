@@ -315,7 +315,7 @@ def test_a_copy_of_the_pipe_in_a_fork_does_not_hide_the_death(scene, tmp_path, c
         def forking(self, *a, **k):
             real(self, *a, **k)
             if k.get("stdin") == subprocess.PIPE and os.fork() == 0:
-                os.environ.clear(); time.sleep(4); os._exit(0)
+                os.environ.clear(); time.sleep(60); os._exit(0)
         subprocess.Popen.__init__ = forking
     """
     process = start_launcher(scene, tmp_path, before)
