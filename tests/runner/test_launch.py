@@ -223,7 +223,8 @@ import signal, sys
 sys.path.insert(0, {src!r})
 from janus.runner.launch import launch
 sys.modules["janus.runner.launch"].TERM_S = 0.5
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with Ctrl-C ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored,
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and so does one under nohup
 {before}
 try:
     launch(["sh", "-c", {script!r}], 3, deadline_s=120, on_line=lambda *line: print(*line, flush=True))
