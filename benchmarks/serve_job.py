@@ -32,8 +32,8 @@ def run_job(job: dict[str, Any], *, deadline_s: float = 240.0, env: dict[str, st
         ended = launch([sys.executable, __file__, str(path)], world, deadline_s=deadline_s, env=env)
         failed = [e for e in ended if e.exit_code != 0]
         if failed:
-            worst = failed[0]
-            raise RuntimeError(f"rank {worst.rank} ended with {worst.exit_code}:\n" + "\n".join(worst.tail))
+            said = [f"rank {e.rank}: exit {e.exit_code}, signal {e.signal}\n  " + "\n  ".join(e.tail[-20:]) for e in failed]
+            raise RuntimeError("\n".join(said))
         return [_collect(Path(folder), i, world) for i in range(len(job["cases"]))]
 
 

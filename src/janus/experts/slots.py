@@ -106,7 +106,7 @@ class ExpertSlots(nn.Module):
         self, layout: ExpertLayout, experts: Sequence[int], *, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> None:
         super().__init__()
-        self.layout = layout
+        self.layout, self.dtype = layout, dtype
         self.experts = tuple(int(e) for e in experts)
         self._rank = _rank_by_expert(self.experts)
         for name, shape in layout.shapes.items():
