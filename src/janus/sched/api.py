@@ -127,6 +127,9 @@ class Balancer:
     def __call__(self, topk_ids: Any, layer: int) -> Any:
         """Physical ids [T, K] of one batch: a view that the next call overwrites."""
         tables = self._tables[self.placement.layer(layer)]
+        as_tensor = is_tensor(topk_ids)
+        if as_tensor and topk_ids.device.type != "cpu":
+            raise _not_cpu(topk_ids.device)
         ids = host_ids(topk_ids, tables.num_slots)
         tokens, top_k = ids.shape
         if tokens > self.max_tokens:
@@ -134,9 +137,6 @@ class Balancer:
             raise JanusError(
                 "sched.max_tokens", f"a batch holds at most max_tokens={self.max_tokens} tokens, got {tokens}; {remedy}"
             )
-        as_tensor = is_tensor(topk_ids)
-        if as_tensor and topk_ids.device.type != "cpu":
-            raise _not_cpu(topk_ids.device)
         key = (ids.dtype, top_k, as_tensor, is_native(ids))
         if key not in self._rooms:
             self._rooms[key] = Room(ids, self.max_tokens, as_tensor=as_tensor)
