@@ -1,0 +1,107 @@
+"""What may be asked of an exchange: every refusal happens here, before a byte is sent."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+
+from janus.errors import JanusError, known
+from janus.types.topology import Role
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+GATES = ("experts", "attention")
+
+
+def dtype_of(dtype: Any) -> torch.dtype:
+    """The torch dtype named or given, one of float32, bfloat16, float16.
+
+    Example:
+        >>> dtype_of("bfloat16")
+        torch.bfloat16
+    """
+    name = known(str(dtype).removeprefix("torch."), DTYPES, "dtype", "comm.dtype")
+    return DTYPES[name]
+
+
+def device_of(device: Any) -> torch.device:
+    """The device, which must be the CPU: gloo carries nothing else."""
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise JanusError("comm.device", f"device must name a torch device, got {device!r}: {error}") from None
+    if found.type != "cpu":
+        raise JanusError("comm.device", f"this version exchanges rows over gloo on device 'cpu' only, got {device!r}")
+    return found
+
+
+def at_least_one(**sizes: Any) -> None:
+    """Refuse a size that is not an integer >= 1."""
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise JanusError(f"comm.{name}", f"{name} must be an integer >= 1, got {size!r}")
+
+
+def check_role(role: Role, wanted: Role, rank: int, what: str) -> None:
+    """Refuse a call that belongs to the other side."""
+    if role != wanted:
+        raise JanusError(
+            "comm.role", f"{what} is for {wanted} ranks; rank {rank} is {role} in this topology; see Topology.role"
+        )
+
+
+def check_count(b: Any, max_tokens: int) -> None:
+    """Refuse a token count outside 0..max_tokens."""
+    if isinstance(b, bool) or not isinstance(b, int) or not 0 <= b <= max_tokens:
+        raise JanusError(
+            "comm.count", f"b must be an integer in 0..max_tokens={max_tokens}, got {b!r}; split the batch or raise it"
+        )
+
+
+def check_rows(name: str, rows: Any, shape: tuple[int | None, ...], dtype: torch.dtype) -> None:
+    """Refuse `rows` unless it is a CPU tensor of `shape` (None: any size) and `dtype`."""
+    wanted = "[" + ", ".join("b" if n is None else str(n) for n in shape) + "]"
+    if not isinstance(rows, torch.Tensor):
+        raise JanusError(f"comm.{name}", f"{name} must be a torch tensor {wanted}, got {type(rows).__name__}")
+    fits = rows.ndim == len(shape) and all(n is None or n == m for n, m in zip(shape, rows.shape, strict=True))
+    if not fits or rows.dtype != dtype or rows.device.type != "cpu":
+        got = f"{rows.dtype} {list(rows.shape)} on {rows.device}"
+        raise JanusError(f"comm.{name}", f"{name} must be {dtype} {wanted} on cpu, got {got}; convert it first")
+
+
+def check_ids(name: str, ids: Any, b: int, top_k: int | None, bound: int | None) -> None:
+    """Refuse ids unless int32 or int64 [b, K] on the CPU and, with a `bound`, within -1..bound-1."""
+    if not isinstance(ids, torch.Tensor) or ids.dtype not in (torch.int32, torch.int64):
+        got = ids.dtype if isinstance(ids, torch.Tensor) else type(ids).__name__
+        raise JanusError(f"comm.{name}", f"{name} must be an int32 or int64 tensor, got {got}")
+    check_rows(name, ids, (b, top_k), ids.dtype)
+    if bound is not None and ids.numel() and (int(ids.min()) < -1 or int(ids.max()) >= bound):
+        raise JanusError(
+            f"comm.{name}",
+            f"{name} must lie in -1..{bound - 1}, got {int(ids.min())}..{int(ids.max())}; "
+            "physical id = instance * slots_per_instance + slot",
+        )
+
+
+def check_choices(
+    gate: str, physical_ids: Any, weights: Any, b: int, top_k: int, slots: int, dtype: torch.dtype
+) -> None:
+    """Refuse choices with gate "experts", missing or misshapen ones with gate "attention"."""
+    if gate == "experts":
+        if physical_ids is not None or weights is not None:
+            raise JanusError(
+                "comm.gate", 'gate="experts" routes on the expert side: leave out physical_ids and weights'
+            )
+        return
+    if physical_ids is None or weights is None:
+        raise JanusError("comm.gate", 'gate="attention" needs dispatch(x, physical_ids=[b, K], weights=[b, K])')
+    check_ids("physical_ids", physical_ids, b, top_k, slots)
+    kind = weights.dtype if isinstance(weights, torch.Tensor) else dtype
+    if kind not in (dtype, torch.float32):
+        raise JanusError("comm.weights", f"weights must be float32 or {dtype}, got {kind}")
+    check_rows("weights", weights, (b, top_k), kind)
+
+
+def order(message: str) -> NoReturn:
+    """Refuse a call that comes at the wrong moment."""
+    raise JanusError("comm.order", message)

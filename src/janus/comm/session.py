@@ -1,0 +1,156 @@
+"""The life of one exchange on one rank: come up, agree on the contract, stay connected, leave."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from janus.comm import group
+from janus.comm.contract import agree, collect
+from janus.comm.layout import offsets
+from janus.comm.store import Board, StoreGone
+from janus.comm.terms import LinkTraffic, Timeouts
+from janus.comm.watch import Watch
+from janus.comm.wire import At, Wire
+from janus.errors import JanusError, PeerLost
+from janus.types import Topology
+
+_IDS_TAG = 20
+
+
+class Session:
+    """Connections of one rank to all others of a topology; nothing but a role on an idle rank.
+
+    Args:
+        topology: the ranks.
+        timeouts: bounds of every wait.
+        terms: fields of the contract that the exchange itself compares.
+        contract: fields of the caller's.
+
+    Raises:
+        JanusError: ``comm.contract``, ``comm.rendezvous``, ``topology.world``.
+        PeerLost: phase ``"rendezvous"``.
+    """
+
+    wire: Wire
+    watch: Watch
+
+    def __init__(self, topology: Topology, timeouts: Timeouts, terms: dict[str, Any], contract: dict[str, Any]) -> None:
+        self.topology, self._timeouts = topology, timeouts
+        fields = _fields(terms, contract)
+        self.rank = group.rendezvous(topology, timeouts)
+        self.role = topology.role(self.rank)
+        self.members = topology.attention_ranks + topology.expert_ranks
+        self._rounds: dict[str, int] = {}
+        self._closed = False
+        store = group.default_store()
+        # every rank counts the exchanges it opens, idle ones too, so that the n-th of each meet
+        number = _reach(lambda: Board(store, "janus/opened").count(str(self.rank)), self.rank)
+        self._board = Board(store, f"janus/{number}")
+        if self.role != "idle":
+            self._connect(store, fields)
+
+    def _connect(self, store: Any, fields: dict[str, Any]) -> None:
+        deadline = time.monotonic() + self._timeouts.rendezvous_s
+        agree(self._board, fields, self.members, self.rank, self._timeouts.rendezvous_s)
+        self._group = group.connect(store, self._board.prefix, self.members, self.rank, deadline)
+        self.watch = Watch(self._board, self._group, self.members, self.rank)
+        self.wire = Wire(self._group, self.topology, self.rank, self.watch)
+        atexit.register(self.watch.abandon)
+
+    @property
+    def usable(self) -> bool:
+        """Whether messages can be sent: connected, not closed, nobody lost."""
+        return self.role != "idle" and not self._closed and not self.watch.broken
+
+    def check_usable(self, phase: str) -> None:
+        """Refuse a call after `close`; raise the loss again after a loss."""
+        if self._closed:
+            raise JanusError("comm.closed", f"{phase} after close(); make a new Exchange")
+        if self.watch.broken:
+            raise self.watch.again(phase)
+
+    def gather(self, ids: torch.Tensor, counts: tuple[int, ...], at: At) -> tuple[torch.Tensor, int]:
+        """All-gather integer rows among the attention ranks."""
+        starts, mine = offsets(counts), self.topology.instance(self.rank)
+        wire_ids = ids.detach().to(torch.int32).contiguous()
+        everything = torch.empty(starts[-1], ids.shape[1], dtype=torch.int32)
+        everything[starts[mine] : starts[mine + 1]] = wire_ids
+        posts = []
+        for a, peer in enumerate(self.topology.attention_ranks):
+            if a == mine:
+                continue
+            if counts[a]:
+                posts.append(self.wire.recv(peer, everything[starts[a] : starts[a + 1]], _IDS_TAG, at))
+            if counts[mine]:
+                self.wire.send(peer, wire_ids, _IDS_TAG, at)
+        self.wire.wait(posts, at)
+        return everything.to(ids.dtype), starts[mine]
+
+    def share(self, name: str, value: Any, ranks: tuple[int, ...] | None) -> dict[int, Any]:
+        """All-gather JSON through the store."""
+        members = tuple(sorted(self.members if ranks is None else ranks))
+        if self.rank not in members or not set(members) <= set(self.members):
+            raise JanusError(
+                "comm.share",
+                f"ranks must be of the topology ({sorted(self.members)}) and hold {self.rank}; got {ranks}",
+            )
+        if self._closed:
+            raise JanusError("comm.closed", "share after close(); make a new Exchange")
+        _json(value, f"share({name!r})", "comm.share")
+        scope = f"share/{name}/{'.'.join(map(str, members))}"
+        self._rounds[scope] = self._rounds.get(scope, 0) + 1
+        deadline = time.monotonic() + self._timeouts.rendezvous_s
+        return collect(self._board, f"{scope}/{self._rounds[scope]}", value, members, self.rank, deadline)
+
+    def traffic(self) -> dict[str, LinkTraffic]:
+        """A copy of what this rank has sent."""
+        return {} if self.role == "idle" else dict(self.wire.traffic)
+
+    def say_goodbye(self, speak: Callable[[At], Any]) -> None:
+        """Run `speak` and wait for it, within `close_s`; from here on a closed connection accuses nobody."""
+        self.watch.leaving = True
+        at = At.within("close", -1, self._timeouts.close_s)
+        with contextlib.suppress(PeerLost, JanusError):
+            speak(at)
+            self.wire.settle(at)
+
+    def close(self) -> None:
+        """Drop every connection and thread; may be called again."""
+        if self._closed or self.role == "idle":
+            return
+        self._closed = True
+        atexit.unregister(self.watch.abandon)
+        self.watch.stop(self._timeouts.close_s)
+        self.wire.drop()
+        self._group = None
+
+
+def _fields(terms: dict[str, Any], contract: dict[str, Any]) -> dict[str, Any]:
+    clash = sorted(set(terms) & set(contract))
+    if clash:
+        raise JanusError(
+            "comm.contract", f"contract must not repeat the exchange's own fields, got {clash}; rename them"
+        )
+    _json(contract, "contract", "comm.contract")
+    return {**terms, **contract}
+
+
+def _json(value: Any, what: str, code: str) -> None:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise JanusError(code, f"{what} must be plain JSON (numbers, strings, lists, dicts): {error}") from None
+
+
+def _reach(call: Callable[[], Any], rank: int) -> Any:
+    try:
+        return call()
+    except StoreGone as error:
+        raise PeerLost("rendezvous", -1, rank, 0, str(error)) from None

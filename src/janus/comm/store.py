@@ -1,0 +1,83 @@
+"""Small JSON values in the rendezvous store, under one prefix; every call comes back in bounded time."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+_CALL_S = 5.0  # one store call takes < 1 ms; a store whose host is stopped never answers
+_POLL_S = 0.005
+
+
+class StoreGone(RuntimeError):
+    """The store does not answer: its host has ended, or is stopped."""
+
+
+class Board:
+    """A notice board: each rank pins JSON values under its own keys, everybody reads them.
+
+    Args:
+        store: a `torch.distributed` store.
+        prefix: goes before every key.
+    """
+
+    def __init__(self, store: Any, prefix: str) -> None:
+        self._store, self.prefix = store, prefix
+
+    def put(self, key: str, value: Any) -> None:
+        """Pin `value` under `key`.
+
+        Raises:
+            StoreGone: the store does not answer.
+        """
+        text = json.dumps(value)
+        _bounded(lambda: self._store.set(f"{self.prefix}/{key}", text), _CALL_S)
+
+    def read(self, keys: Iterable[str]) -> dict[str, Any]:
+        """The values that are there now; keys without one are left out."""
+        return _bounded(lambda: {key: self._get(key) for key in keys if self._has(key)}, _CALL_S)
+
+    def wait(self, keys: Iterable[str], deadline: float) -> dict[str, Any]:
+        """Read `keys` until all are there or `deadline` (`time.monotonic`) has passed; the absent are left out."""
+        wanted, found = list(keys), {}
+        while True:
+            found |= self.read(key for key in wanted if key not in found)
+            if len(found) == len(wanted) or time.monotonic() >= deadline:
+                return found
+            time.sleep(_POLL_S)
+
+    def count(self, key: str) -> int:
+        """Add one to the number under `key` and return it."""
+        return _bounded(lambda: self._store.add(f"{self.prefix}/{key}", 1), _CALL_S)
+
+    def _has(self, key: str) -> bool:
+        return self._store.check([f"{self.prefix}/{key}"])
+
+    def _get(self, key: str) -> Any:
+        return json.loads(self._store.get(f"{self.prefix}/{key}"))
+
+
+def _bounded(call: Callable[[], Any], seconds: float) -> Any:
+    """Run `call` beside this thread and wait `seconds` for it: a store client has no deadline of its own."""
+    box: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            box.put((True, call()))
+        except Exception as error:
+            box.put((False, error))
+
+    threading.Thread(target=run, daemon=True, name="janus-store").start()
+    try:
+        done, value = box.get(timeout=seconds)
+    except queue.Empty:
+        raise StoreGone(f"the rendezvous store has not answered for {seconds} s") from None
+    if done:
+        return value
+    if isinstance(value, (RuntimeError, OSError)):  # torch.distributed's own errors are RuntimeErrors
+        raise StoreGone(f"the rendezvous store failed: {value}") from value
+    raise value
