@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from janus import JanusError
+from janus.runner import leash
 from janus.runner.launch import TAIL_LINES, TAIL_WIDTH, launch
 from janus.runner.leash import holders
 
@@ -177,14 +178,17 @@ def test_output_flood_and_bounded_tail(scene):
     code = (
         "import sys; [print('x' * 99, file=f) for _ in range(100_000) for f in (sys.stdout, sys.stderr)]; print('end')"
     )
-    count = [0, 0]
+    count, ends = [0, 0], []
 
     def on_line(rank, stream, line):
         count[rank] += 1
+        if line == "end":
+            ends.append(rank)
 
     ended = launch([*PYTHON, "-c", code], 2, deadline_s=120, on_line=on_line, env={"PYTHONUNBUFFERED": ""})
     assert count == [200_001, 200_001]
-    assert all(e.ok and len(e.tail) == TAIL_LINES and "end" in e.tail for e in ended)
+    assert sorted(ends) == [0, 1]
+    assert all(e.ok and len(e.tail) == TAIL_LINES for e in ended)
 
 
 def test_long_lines_and_binary_output(scene):
@@ -223,6 +227,8 @@ import signal, sys
 sys.path.insert(0, {src!r})
 from janus.runner.launch import launch
 sys.modules["janus.runner.launch"].TERM_S = 0.5
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored,
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and so does one under nohup
 {before}
 try:
     launch(["sh", "-c", {script!r}], 3, deadline_s=120, on_line=lambda *line: print(*line, flush=True))
@@ -280,6 +286,30 @@ def test_the_kernel_kills_the_ranks_when_the_watcher_dies_too(scene, tmp_path, c
 
 
 @linux
+@pytest.mark.parametrize("how", ["", "setsid "], ids=["same-session", "own-session"])
+def test_the_launcher_cleans_up_when_the_watcher_was_killed(scene, how):
+    def on_line(rank, stream, line):
+        [watcher] = [p for p in scene.others() if b"watch" in Path(f"/proc/{p}/cmdline").read_bytes().split(b"\0")]
+        os.kill(watcher, signal.SIGKILL)
+
+    launch(sh(f"{how}sleep 60 & echo up; exit 0"), 1, deadline_s=30, on_line=on_line)
+    scene.assert_empty()
+
+
+@linux
+@pytest.mark.parametrize("role", [["run", "1", "echo", "ran"], ["watch", "1", "/no/such/folder", "NO_SUCH=marker"]])
+def test_a_leash_without_its_launcher_ends_at_once(role):
+    """The launcher died before the leash was in place; the number given is not its parent's."""
+    process = subprocess.Popen(
+        [*PYTHON, leash.__file__, *role], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.wait(20) == (128 + signal.SIGKILL if role[0] == "run" else 0)
+    assert process.stdout.read() == b""
+    process.stdin.close()
+    process.stdout.close()
+
+
+@linux
 def test_a_second_ctrl_c_does_not_leave_anything(scene, tmp_path, capfd):
     process = start_launcher(scene, tmp_path)
     os.kill(process.pid, signal.SIGINT)
@@ -314,18 +344,18 @@ def test_a_copy_of_the_pipe_in_a_fork_does_not_hide_the_death(scene, tmp_path, c
         def forking(self, *a, **k):
             real(self, *a, **k)
             if k.get("stdin") == subprocess.PIPE and os.fork() == 0:
-                os.environ.clear(); time.sleep(4); os._exit(0)
+                os.environ.clear(); time.sleep(60); os._exit(0)
         subprocess.Popen.__init__ = forking
     """
     process = start_launcher(scene, tmp_path, before)
     fork = next(p for p in scene.others() if parent(p) == process.pid and p != process.pid and is_python(p))
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    give_up = time.monotonic() + 3
-    while os.listdir(scene.tmp) and time.monotonic() < give_up:
+    give_up = time.monotonic() + 10
+    while (os.listdir(scene.tmp) or scene.others() != [fork]) and time.monotonic() < give_up:
         time.sleep(0.02)
     assert os.listdir(scene.tmp) == []
-    assert [p for p in scene.others() if p != fork] == []
+    assert scene.others() == [fork]
     os.kill(fork, signal.SIGKILL)
     process.communicate(timeout=10)
 
