@@ -59,7 +59,7 @@ def faults(package: Path) -> list[str]:
 
 def fault(part: str, name: str) -> str:
     if name == "janus":
-        return "imports the front door; name the part"
+        return "" if part == "cli" else "imports the front door; name the part"
     other = name.split(".")[1] if name.startswith("janus.") else part
     if other in (part, "__version__"):
         return ""
@@ -78,7 +78,7 @@ def test_every_part_of_the_package_is_walked(root):
         path.relative_to(root / "src" / "janus").parts[0].removesuffix(".py")
         for path in (root / "src" / "janus").rglob("*.py")
     }
-    assert walked - {"__init__"} == set(LEVEL)
+    assert walked - {"__init__"} == set(LEVEL)  # as of now: a level without files is an entry to delete
 
 
 def plant(folder: Path, files: dict[str, str]) -> Path:
@@ -95,7 +95,7 @@ def test_a_tree_in_order_has_no_faults(tmp_path):
         "types/topology.py": "import os\nfrom janus.errors import JanusError\nfrom . import slo\n",
         "scale/api.py": "import janus.sched\nfrom janus.comm.cost import CostModel\nfrom janus.comm import cost\n",
         "scale/solve.py": "from .api import plan\nfrom janus import Topology, __version__, sched\n",
-        "cli.py": "from janus.runner.launch import launch\n",
+        "cli/app.py": "import janus\nfrom janus.runner.launch import launch\n",
     }
     assert faults(plant(tmp_path, files)) == []
 
