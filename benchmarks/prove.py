@@ -168,6 +168,8 @@ def _end_group(child: subprocess.Popen[str]) -> None:
     with contextlib.suppress(ProcessLookupError):  # every process of the part ended by itself
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
+    if child.stdout:
+        child.stdout.close()
 
 
 def run_area(root: Path, parts: list[Part], args: argparse.Namespace) -> Iterator[Result]:

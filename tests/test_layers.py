@@ -78,7 +78,7 @@ def test_every_part_of_the_package_is_walked(root):
         path.relative_to(root / "src" / "janus").parts[0].removesuffix(".py")
         for path in (root / "src" / "janus").rglob("*.py")
     }
-    assert walked - {"__init__"} == set(LEVEL)  # as of now: a level without files is an entry to delete
+    assert walked - {"__init__"} == set(LEVEL)
 
 
 def plant(folder: Path, files: dict[str, str]) -> Path:
