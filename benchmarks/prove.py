@@ -105,7 +105,7 @@ def tree_state(root: Path) -> str:
 
 
 def cache_file(root: Path, part: Part, state: str, sample: bool) -> Path:
-    key = hashlib.sha256(f"{state}\0{sample}\0".encode() + part.script.read_bytes()).hexdigest()[:16]
+    key = hashlib.sha256(state.encode() + part.script.read_bytes()).hexdigest()[:16]
     mode = "sample" if sample else "full"
     return root / ".prove" / f"{part.area}_{part.name}.{mode}.{key}.json"
 
