@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable
 
 
@@ -62,7 +63,7 @@ def known(value: str, names: Iterable[str], what: str, code: str) -> str:
         'exact'
     """
     names = tuple(names)
-    if value not in names:
+    if not isinstance(value, str) or value not in names:  # `in` would compare an array element by element
         listed = ", ".join(repr(n) for n in names)
-        raise JanusError(code, f"{what} must be one of {listed}; got {value!r}")
+        raise JanusError(code, f"{what} must be one of {listed}; got {reprlib.repr(value)}")
     return value

@@ -81,7 +81,7 @@ def balance(
 
 
 class Balancer:
-    """`balance` for a serving loop on the CPU: everything is allocated before the first batch of a shape.
+    """`balance` for a serving loop on the CPU, one batch at a time: memory is allocated before the first of a shape.
 
     The buffers of the output depend on K and dtype; they are made when a (K, dtype) is first seen, and from then on a
     call allocates no array on the numba backend.
@@ -114,10 +114,11 @@ class Balancer:
     ) -> None:
         self.method = check_method(method, cost)
         self.backend, self._fill = pick(backend)
-        if str(device) != "cpu":
+        if str(device).partition(":")[0] != "cpu":
             raise _not_cpu(device)
         if isinstance(max_tokens, bool) or not hasattr(max_tokens, "__index__") or max_tokens < 0:
-            raise JanusError("sched.max_tokens", f"max_tokens must be an integer >= 0, got {max_tokens!r}")
+            rule = "max_tokens must be an integer >= 0, the most tokens of one call"
+            raise JanusError("sched.max_tokens", f"{rule}, got {max_tokens!r}")
         self.placement, self.max_tokens = placement, int(max_tokens)
         self._tables = [LayerTables.build(placement, row, method) for row in range(placement.num_layers)]
         first = self._tables[0]
@@ -127,6 +128,9 @@ class Balancer:
     def __call__(self, topk_ids: Any, layer: int) -> Any:
         """Physical ids [T, K] of one batch: a view that the next call overwrites."""
         tables = self._tables[self.placement.layer(layer)]
+        as_tensor = is_tensor(topk_ids)
+        if as_tensor and topk_ids.device.type != "cpu":
+            raise _not_cpu(topk_ids.device)
         ids = host_ids(topk_ids, tables.num_slots)
         tokens, top_k = ids.shape
         if tokens > self.max_tokens:
@@ -134,9 +138,6 @@ class Balancer:
             raise JanusError(
                 "sched.max_tokens", f"a batch holds at most max_tokens={self.max_tokens} tokens, got {tokens}; {remedy}"
             )
-        as_tensor = is_tensor(topk_ids)
-        if as_tensor and topk_ids.device.type != "cpu":
-            raise _not_cpu(topk_ids.device)
         key = (ids.dtype, top_k, as_tensor, is_native(ids))
         if key not in self._rooms:
             self._rooms[key] = Room(ids, self.max_tokens, as_tensor=as_tensor)

@@ -56,14 +56,16 @@ def place(
     known(method, METHODS, "method", "sched.method")
     _check_options(num_instances, slots_per_instance, top_k, batch_sizes, node_size, previous)
     layers, uniform = popularity(trace_or_counts, top_k)
-    check_slots(layers[0].num_experts, num_instances * slots_per_instance)
+    num_experts = layers[0].num_experts
+    check_slots(num_experts, num_instances * slots_per_instance)
     shape = (num_instances, slots_per_instance)
     if method == "janus":
+        _check_top_k(layers[0].top_k, num_experts)
         rng = np.random.default_rng(seed)
         maps = [_janus(layer, shape, batch_sizes, rng) for layer in layers]
     else:
         maps = [CANDIDATES[method](layer, shape) for layer in layers]
-    return Placement(maps[0] if uniform else np.stack(maps), layers[0].num_experts)
+    return Placement(maps[0] if uniform else np.stack(maps), num_experts)
 
 
 def _janus(layer: Popularity, shape: tuple[int, int], sizes: Sequence[int], rng: np.random.Generator) -> IntArray:
@@ -106,3 +108,9 @@ def _check_options(G: int, C: int, K: int, sizes: Sequence[int], node_size: obje
     for name, value in (("node_size", node_size), ("previous", previous)):
         if value is not None:
             raise JanusError("sched.option", f"{name} is not in this version, got {value!r}; leave it out")
+
+
+def _check_top_k(top_k: int, num_experts: int) -> None:
+    if top_k > num_experts:
+        rule = f"a token chooses at most the {num_experts} experts there are"
+        raise JanusError("sched.option", f"{rule}, got top_k={top_k}; give the model's top_k")

@@ -73,6 +73,4 @@ def popularity(trace_or_counts: RoutingTrace | npt.ArrayLike, top_k: int) -> tup
         counts = trace.counts().astype(np.float64)
         return [Popularity(row, trace.top_k, (trace, layer)) for layer, row in enumerate(counts)], False
     counts = check_counts(trace_or_counts)
-    if top_k > counts.shape[-1]:
-        raise JanusError("sched.option", f"top_k must be at most the number of experts {counts.shape[-1]}, got {top_k}")
     return [Popularity(row, top_k) for row in np.atleast_2d(counts)], counts.ndim == 1

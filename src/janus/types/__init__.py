@@ -22,7 +22,18 @@ L      MoE layers (dense layers do not count)
 from janus.types.placement import Placement
 from janus.types.requests import RequestTrace
 from janus.types.routing import RoutingTrace
+from janus.types.routing_files import read_cross_layer_counts, read_expert_counts
+from janus.types.samples import sample
 from janus.types.slo import Slo
 from janus.types.topology import Topology
 
-__all__ = ["Placement", "RequestTrace", "RoutingTrace", "Slo", "Topology"]
+__all__ = [
+    "Placement",
+    "RequestTrace",
+    "RoutingTrace",
+    "Slo",
+    "Topology",
+    "read_cross_layer_counts",
+    "read_expert_counts",
+    "sample",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from functools import cached_property
@@ -12,11 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from janus.errors import JanusError
+from janus.types.checks import Frozen, first_outside, integer, integers, shown
+from janus.types.files import read_json, reading, write_text
 
+FORMAT = "janus.placement/1"
+MAX_SLOTS = 2**24  # of one layer; keeps a mistyped size from filling the memory
 IntArray = npt.NDArray[np.int32]
 
 
-class Placement:
+class Placement(Frozen):
     """A map from physical slots to logical experts; immutable, checked when it is made.
 
     Physical id r = g * C + c. Layers count MoE layers only; `layer_ids` maps them to the model's numbering.
@@ -24,11 +29,13 @@ class Placement:
     Args:
         slots: integers [L, G, C] (or [G, C]: the same map for every layer); logical expert or -1 for an empty slot.
         num_experts: E.
-        layer_ids: the model's layer number of each l; default 0..L-1. One map for every layer has none.
+        layer_ids: the model's layer number of each l, ascending; None when unknown. One map for every layer has none.
+        eplb_duplicates: how many duplicates `from_eplb` dropped; kept for people, ignored by comparison.
 
     Raises:
         JanusError: ``placement.shape``, ``placement.range`` (id outside -1..E-1), ``placement.missing`` (an expert
-            without a slot), ``placement.duplicate`` (an expert twice on one instance), ``placement.file``.
+            without a slot), ``placement.duplicate`` (an expert twice on one instance), ``placement.layer``,
+            ``placement.file``.
 
     Example:
         >>> p = Placement([[0, 1, 2], [2, 3, 0]], num_experts=4)
@@ -44,17 +51,20 @@ class Placement:
         layer_ids: Sequence[int] | None = None,
         eplb_duplicates: int = 0,
     ) -> None:
-        raw = np.asarray(slots)
-        _check_shape(raw, num_experts)
+        raw = integers(slots, "slots must be integers [L, G, C] or [G, C]", "placement.shape", ndim=(2, 3))
+        if 0 in raw.shape:
+            raise JanusError("placement.shape", f"no side of slots [L, G, C] or [G, C] may be 0; got {raw.shape}")
+        self.num_experts = integer(num_experts, "num_experts", "placement.shape", low=1)
         self._uniform = raw.ndim == 2
-        self.slots: IntArray = np.ascontiguousarray(raw.reshape((-1, *raw.shape[-2:])), dtype=np.int32)
-        self.slots.flags.writeable = False
-        self.num_experts = int(num_experts)
-        self.layer_ids = _checked_layer_ids(layer_ids, self.num_layers)
-        self.eplb_duplicates = int(eplb_duplicates)
-        _check_range(self.slots, self.num_experts)
+        raw = raw.reshape((-1, *raw.shape[-2:]))
+        _check_range(raw, self.num_experts)  # before the cast, which would wrap
+        _check_room(raw, self.num_experts)
+        self.slots: IntArray = raw.astype(np.int32)
+        self.layer_ids = _checked_layer_ids(layer_ids, None if self._uniform else len(raw))
+        self.eplb_duplicates = integer(eplb_duplicates, "eplb_duplicates", "placement.shape")
         _check_duplicates(self.slots)
         _check_missing(self.logcnt)
+        self._freeze()
 
     @classmethod
     def contiguous(cls, num_experts: int, num_instances: int, slots_per_instance: int | None = None) -> Placement:
@@ -64,18 +74,21 @@ class Placement:
             >>> Placement.contiguous(5, 2).slots[0].tolist()
             [[0, 1, 2], [3, 4, -1]]
         """
-        if num_instances < 1:
-            raise JanusError("placement.shape", f"num_instances must be >= 1, got {num_instances}")
-        sizes = [len(part) for part in np.array_split(np.arange(num_experts), num_instances)]
-        width = slots_per_instance or max(sizes)
-        if width < max(sizes):
-            need = f"{num_experts} experts on {num_instances} instances need {max(sizes)} slots each"
-            raise JanusError("placement.shape", f"slots_per_instance is {width}; {need}")
-        slots, first = np.full((num_instances, width), -1), 0
-        for g, size in enumerate(sizes):
+        experts = integer(num_experts, "num_experts", "placement.shape", low=1, high=MAX_SLOTS)
+        instances = integer(num_instances, "num_instances", "placement.shape", low=1, high=MAX_SLOTS)
+        need = -(-experts // instances)
+        width = need
+        if slots_per_instance is not None:
+            width = integer(slots_per_instance, "slots_per_instance", "placement.shape", low=1, high=MAX_SLOTS)
+        if width < need or width * instances > MAX_SLOTS:
+            rule = f"{experts} experts on {instances} instances need {need} slots each, and at most {MAX_SLOTS} in all"
+            raise JanusError("placement.shape", f"{rule}; slots_per_instance is {width}")
+        slots, first = np.full((instances, width), -1), 0
+        for g in range(instances):
+            size = experts // instances + (g < experts % instances)
             slots[g, :size] = np.arange(first, first + size)
             first += size
-        return cls(slots, num_experts)
+        return cls(slots, experts)
 
     @property
     def num_layers(self) -> int:
@@ -99,11 +112,12 @@ class Placement:
 
     def layer(self, layer: int) -> int:
         """The row of `slots` that serves MoE layer `layer`: `layer`, or 0 when one map serves all."""
+        row = integer(layer, "layer", "placement.layer")
         if self._uniform:
             return 0
-        if not 0 <= layer < self.num_layers:
-            raise JanusError("placement.layer", f"layer must lie in 0..{self.num_layers - 1} (MoE layers), got {layer}")
-        return layer
+        if row >= self.num_layers:
+            raise JanusError("placement.layer", f"layer must lie in 0..{self.num_layers - 1} (MoE layers), got {row}")
+        return row
 
     @cached_property
     def phy2log(self) -> IntArray:
@@ -114,7 +128,9 @@ class Placement:
     def logcnt(self) -> IntArray:
         """int32 [L, E]: number of replicas of each expert."""
         counts = [np.bincount(row[row >= 0], minlength=self.num_experts) for row in self.phy2log]
-        return np.stack(counts).astype(np.int32)
+        out = np.stack(counts).astype(np.int32)
+        out.flags.writeable = False
+        return out
 
     @cached_property
     def log2phy(self) -> IntArray:
@@ -126,13 +142,13 @@ class Placement:
             experts = phy2log[order]
             first = np.searchsorted(experts, experts)
             row[experts, np.arange(len(order)) - first] = order
+        out.flags.writeable = False
         return out
 
     def hosts(self, e: int, layer: int = 0) -> tuple[int, ...]:
         """Instances that hold a replica of expert `e`, in ascending order."""
-        if not 0 <= e < self.num_experts:
-            raise JanusError("placement.range", f"expert must lie in 0..{self.num_experts - 1}, got {e}")
-        phys = self.log2phy[self.layer(layer), e]
+        expert = integer(e, "an expert", "placement.range", high=self.num_experts - 1)
+        phys = self.log2phy[self.layer(layer), expert]
         return tuple(int(r) // self.slots_per_instance for r in phys if r >= 0)
 
     @classmethod
@@ -140,27 +156,23 @@ class Placement:
         """Take over EPLB's `phy2log` [L, R] (or [R]); a duplicate on one instance becomes -1 and is counted.
 
         EPLB may put two replicas of one expert on one GPU, where the second can never lower a_max;
-        `.eplb_duplicates` says how many were dropped.
+        `.eplb_duplicates` says how many were dropped. E is the largest id + 1 unless `num_experts` is given.
 
         Example:
             >>> p = Placement.from_eplb([0, 0, 1, 2], num_instances=2)
             >>> p.slots.tolist(), p.eplb_duplicates
             ([[[0, -1], [1, 2]]], 1)
         """
-        raw = np.array(phy2log)
-        if (
-            raw.ndim not in (1, 2)
-            or not np.issubdtype(raw.dtype, np.integer)
-            or num_instances < 1
-            or raw.shape[-1] % num_instances
-        ):
-            rule = "phy2log must be integers [L, R] or [R] with R divisible by num_instances"
-            raise JanusError(
-                "placement.shape", f"{rule}; got shape {raw.shape}, {raw.dtype}, {num_instances} instances"
-            )
-        slots = raw.reshape(-1, num_instances, raw.shape[-1] // num_instances)
+        rule = "phy2log must be integers [L, R] or [R] with R divisible by num_instances"
+        raw = integers(phy2log, rule, "placement.shape", ndim=(1, 2))
+        instances = integer(num_instances, "num_instances", "placement.shape", low=1)
+        if raw.size == 0 or raw.shape[-1] % instances:
+            raise JanusError("placement.shape", f"{rule}; got {raw.shape} and {instances} instances")
+        slots = raw.reshape(-1, instances, raw.shape[-1] // instances)
+        _check_range(slots, MAX_SLOTS)
+        slots = slots.astype(np.int64)  # a copy: the duplicates are dropped in place
         dropped = _drop_duplicates(slots)
-        experts = int(raw.max(initial=-1)) + 1 if num_experts is None else num_experts
+        experts = max(int(raw.max()) + 1, 1) if num_experts is None else num_experts
         return cls(slots[0] if raw.ndim == 1 else slots, experts, eplb_duplicates=dropped)
 
     def to_eplb(self) -> npt.NDArray[np.int64]:
@@ -177,42 +189,41 @@ class Placement:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; `Placement.from_dict` reads them back."""
-        slots = self.slots[0] if self._uniform else self.slots
         return {
             "num_experts": self.num_experts,
-            "slots": slots.tolist(),
-            "layer_ids": self.layer_ids and list(self.layer_ids),
+            "slots": (self.slots[0] if self._uniform else self.slots).tolist(),
+            "layer_ids": None if self.layer_ids is None else list(self.layer_ids),
+            "eplb_duplicates": self.eplb_duplicates,
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Placement:
-        """Inverse of `to_dict`."""
-        try:
-            return cls(np.array(data["slots"]), data["num_experts"], layer_ids=data.get("layer_ids"))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise JanusError("placement.file", f"a placement holds num_experts and slots; {error!r}") from error
-        except ValueError as error:
-            if isinstance(error, JanusError):
-                raise
-            raise JanusError("placement.file", f"slots must be a full [L, G, C] or [G, C] array; {error}") from error
+        """Inverse of `to_dict`; missing fields are ``placement.file``, bad values keep their own code."""
+        if not isinstance(data, dict) or not {"num_experts", "slots"} <= set(data):
+            raise JanusError("placement.file", f"a placement holds num_experts and slots, got {shown(data)}")
+        optional = {name: data[name] for name in ("layer_ids", "eplb_duplicates") if name in data}
+        return cls(data["slots"], data["num_experts"], **optional)
 
     def save(self, path: str | Path) -> None:
         """Write JSON."""
-        Path(path).write_text(json.dumps({"format": "janus.placement/1", **self.to_dict()}))
+        write_text(path, "placement.file", json.dumps({"format": FORMAT, **self.to_dict()}))
 
     @classmethod
     def load(cls, path: str | Path) -> Placement:
-        """Read what `save` wrote."""
-        try:
-            data = json.loads(Path(path).read_text())
-        except (OSError, ValueError) as error:
-            raise JanusError("placement.file", f"cannot read a placement from {path}: {error}") from error
-        if not isinstance(data, dict) or data.get("format") != "janus.placement/1":
+        """Read what `save` wrote; whatever is wrong with the file is ``placement.file``."""
+        data = read_json(path, "placement.file")
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise JanusError("placement.file", f"{path} is not a placement written by Placement.save")
-        return cls.from_dict(data)
+        with reading(path, "placement.file"):
+            return cls.from_dict(data)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Placement) and self.to_dict() == other.to_dict()
+        return (
+            isinstance(other, Placement)
+            and (self.num_experts, self.layer_ids, self._uniform)
+            == (other.num_experts, other.layer_ids, other._uniform)
+            and np.array_equal(self.slots, other.slots)
+        )
 
     def __hash__(self) -> int:
         return hash((self.slots.tobytes(), self.slots.shape, self.num_experts))
@@ -222,35 +233,33 @@ class Placement:
         return f"Placement({layers}, G={self.num_instances}, C={self.slots_per_instance}, E={self.num_experts})"
 
 
-def _check_shape(raw: npt.NDArray[Any], num_experts: int) -> None:
-    if raw.ndim not in (2, 3) or not np.issubdtype(raw.dtype, np.integer) or 0 in raw.shape:
-        raise JanusError(
-            "placement.shape", f"slots must be integers [L, G, C] or [G, C], none empty; got {raw.dtype} {raw.shape}"
-        )
-    if isinstance(num_experts, bool) or not hasattr(num_experts, "__index__") or num_experts < 1:
-        raise JanusError("placement.shape", f"num_experts must be an integer >= 1, got {num_experts!r}")
-
-
-def _checked_layer_ids(layer_ids: Sequence[int] | None, num_layers: int) -> tuple[int, ...] | None:
+def _checked_layer_ids(layer_ids: Sequence[int] | None, num_layers: int | None) -> tuple[int, ...] | None:
     if layer_ids is None:
         return None
-    ids = tuple(int(i) for i in layer_ids)
-    if len(ids) != num_layers or list(ids) != sorted(set(ids)):
-        raise JanusError(
-            "placement.layer", f"layer_ids must be {num_layers} ascending numbers, one per layer, got {ids}"
-        )
+    if num_layers is None:
+        raise JanusError("placement.layer", "one map for every layer has no layer_ids; give slots [L, G, C] instead")
+    rule = f"layer_ids must be {num_layers} ascending numbers >= 0, one per layer"
+    raw = integers(layer_ids, rule, "placement.layer", ndim=(1,))
+    ids = tuple(int(i) for i in raw[: num_layers + 1])
+    if len(raw) != num_layers or ids[0] < 0 or any(b <= a for a, b in itertools.pairwise(ids)):
+        raise JanusError("placement.layer", f"{rule}, got {shown(layer_ids)}")
     return ids
 
 
-def _check_range(slots: IntArray, num_experts: int) -> None:
-    bad = np.argwhere((slots < -1) | (slots >= num_experts))
-    if len(bad):
-        layer, g, c = bad[0]
-        value = slots[layer, g, c]
+def _check_range(slots: npt.NDArray[Any], num_experts: int) -> None:
+    at = first_outside(slots, -1, num_experts - 1)
+    if at is not None:
+        layer, g, c = at
         raise JanusError(
             "placement.range",
-            f"slots hold -1 or an expert in 0..{num_experts - 1}; layer {layer}, instance {g}, slot {c} holds {value}",
+            f"slots hold -1 or an expert in 0..{num_experts - 1}; layer {layer}, instance {g}, slot {c} holds {slots[at]}",
         )
+
+
+def _check_room(slots: npt.NDArray[Any], num_experts: int) -> None:
+    room = slots.shape[1] * slots.shape[2]
+    if num_experts > room:  # also bounds what the derived maps may allocate
+        raise JanusError("placement.missing", f"every expert needs a slot; {num_experts} experts share {room} slots")
 
 
 def _check_duplicates(slots: IntArray) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from janus.errors import JanusError
+from janus.types.checks import number, shown
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,11 @@ class Slo:
     percentile: float = 99.0
 
     def __post_init__(self) -> None:
-        if not (_is_number(self.tpot_ms) and self.tpot_ms > 0):
-            raise JanusError(
-                "slo.range", f"tpot_ms must be a finite number > 0, got {self.tpot_ms!r}; it is in milliseconds"
-            )
-        if not (_is_number(self.percentile) and 0 < self.percentile <= 100):
-            raise JanusError("slo.range", f"percentile must lie in (0, 100], got {self.percentile!r}; give 99 for P99")
-        object.__setattr__(self, "tpot_ms", float(self.tpot_ms))
-        object.__setattr__(self, "percentile", float(self.percentile))
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        for field, rule, most in (
+            ("tpot_ms", "tpot_ms must be a finite number > 0, in milliseconds", float("inf")),
+            ("percentile", "percentile must lie in (0, 100], 99 for P99", 100.0),
+        ):
+            value = number(getattr(self, field), rule, "slo.range")
+            if not 0 < value <= most:
+                raise JanusError("slo.range", f"{rule}, got {shown(value)}")
+            object.__setattr__(self, field, value)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from janus.errors import JanusError
+from janus.errors import JanusError, known
+from janus.types.checks import integer, shown
+from janus.types.files import read_json, reading, write_text
 
+FORMAT = "janus.topology/1"
+FIELDS = ("attention", "experts", "hosts")
 Role = Literal["attention", "expert", "idle"]
 Nodes = tuple[tuple[int, ...], ...]
 
@@ -27,7 +34,8 @@ class Topology:
         hosts: node numbers that share a box, e.g. ``((0, 1),)``; nodes not named stand alone.
 
     Raises:
-        JanusError: ``topology.empty``, ``topology.rank``, ``topology.overlap``, ``topology.hosts``, ``topology.parse``.
+        JanusError: ``topology.empty``, ``topology.rank``, ``topology.overlap``, ``topology.hosts``, ``topology.parse``,
+            ``topology.file``.
 
     Example:
         >>> t = Topology(attention=((0, 1), (2,)), experts=((3, 4),))
@@ -42,7 +50,7 @@ class Topology:
     hosts: Nodes = ()
 
     def __post_init__(self) -> None:
-        for pool in ("attention", "experts", "hosts"):
+        for pool in FIELDS:
             object.__setattr__(self, pool, _nodes(getattr(self, pool), pool))
         for pool in ("attention", "experts"):
             if not getattr(self, pool):
@@ -60,13 +68,13 @@ class Topology:
             >>> Topology.parse("2A3E", gpus_per_node=2)
             Topology(attention=((0, 1),), experts=((2, 3), (4,)), hosts=())
         """
-        match = re.fullmatch(r"\s*(\d+)A(\d+)E\s*", text, flags=re.IGNORECASE) if isinstance(text, str) else None
+        match = re.fullmatch(r"\s*([0-9]{1,5})[Aa]([0-9]{1,5})[Ee]\s*", text) if isinstance(text, str) else None
         if match is None or not int(match[1]) or not int(match[2]):
-            raise JanusError("topology.parse", f"a topology reads like '2A4E' with both numbers >= 1, got {text!r}")
-        if not isinstance(gpus_per_node, int) or gpus_per_node < 1:
-            raise JanusError("topology.parse", f"gpus_per_node must be an integer >= 1, got {gpus_per_node!r}")
+            rule = "a topology reads like '2A4E' with both numbers in 1..99999"
+            raise JanusError("topology.parse", f"{rule}, got {shown(text)}")
+        width = integer(gpus_per_node, "gpus_per_node", "topology.parse", low=1)
         n_a, n_e = int(match[1]), int(match[2])
-        return cls(_fill(0, n_a, gpus_per_node), _fill(n_a, n_e, gpus_per_node))
+        return cls(_fill(0, n_a, width), _fill(n_a, n_e, width))
 
     @cached_property
     def attention_ranks(self) -> tuple[int, ...]:
@@ -99,17 +107,19 @@ class Topology:
         return max(self.attention_ranks + self.expert_ranks) + 1
 
     def role(self, rank: int) -> Role:
-        """``"attention"``, ``"expert"``, or ``"idle"`` for a rank of the world that neither pool names."""
+        """``"attention"``, ``"expert"``, or ``"idle"`` for a rank that neither pool names (the world may be larger)."""
+        rank = integer(rank, "rank", "topology.rank")
         if rank in self.attention_ranks:
             return "attention"
         return "expert" if rank in self.expert_ranks else "idle"
 
     def node(self, rank: int) -> int:
         """Number of the node that holds `rank` (attention nodes first)."""
+        rank = integer(rank, "rank", "topology.rank")
         for number, ranks in enumerate(self.nodes):
             if rank in ranks:
                 return number
-        raise JanusError("topology.rank", f"rank {rank} is in neither pool of {self!r}")
+        raise self._stranger(rank)
 
     def host(self, rank: int) -> int:
         """Number of the box that holds `rank`: the smallest node number among the nodes that share it."""
@@ -118,14 +128,39 @@ class Topology:
 
     def instance(self, rank: int) -> int:
         """Position of `rank` within its pool: the expert instance g, or the attention instance."""
+        rank = integer(rank, "rank", "topology.rank")
         for pool in (self.attention_ranks, self.expert_ranks):
             if rank in pool:
                 return pool.index(rank)
-        raise JanusError("topology.rank", f"rank {rank} is in neither pool of {self!r}")
+        raise self._stranger(rank)
+
+    def _stranger(self, rank: int) -> JanusError:
+        pools = f"attention {shown(self.attention_ranks)}, experts {shown(self.expert_ranks)}"
+        return JanusError("topology.rank", f"rank {rank} is in neither pool: {pools}")
 
     def to_dict(self) -> dict[str, list[list[int]]]:
-        """Plain lists, for JSON; `Topology(**d)` reads them back."""
-        return {name: [list(node) for node in getattr(self, name)] for name in ("attention", "experts", "hosts")}
+        """Plain lists, for JSON; `Topology.from_dict` and `Topology(**d)` read them back."""
+        return {name: [list(node) for node in getattr(self, name)] for name in FIELDS}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Topology:
+        """Inverse of `to_dict`; unknown and missing fields are refused by name (``topology.file``)."""
+        if not isinstance(data, dict) or not {"attention", "experts"} <= set(data):
+            raise JanusError("topology.file", f"a topology holds attention and experts, got {shown(data)}")
+        return cls(**{known(name, FIELDS, "a field of a topology", "topology.file"): data[name] for name in data})
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON."""
+        write_text(path, "topology.file", json.dumps({"format": FORMAT, **self.to_dict()}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Topology:
+        """Read what `save` wrote; whatever is wrong with the file is ``topology.file``."""
+        data = read_json(path, "topology.file")
+        if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+            raise JanusError("topology.file", f"{path} is not a topology written by Topology.save")
+        with reading(path, "topology.file"):
+            return cls.from_dict(data)
 
     def __str__(self) -> str:
         return f"{self.n_attention}A{self.n_experts}E"
@@ -137,29 +172,28 @@ def _fill(first: int, count: int, gpus_per_node: int) -> Nodes:
 
 
 def _nodes(value: Sequence[Sequence[int]], pool: str) -> Nodes:
+    rule = f"{pool} must be a tuple of tuples of numbers >= 0, one per node"
+    if isinstance(value, (str, bytes, dict, set)):
+        raise JanusError("topology.rank", f"{rule}, got {shown(value)}")
     try:
         nodes = tuple(tuple(node) for node in value)
-    except TypeError:
-        raise JanusError(
-            "topology.rank", f"{pool} must be a tuple of tuples of ranks, one per node, got {value!r}"
-        ) from None
-    for rank in (rank for node in nodes for rank in node):
-        if isinstance(rank, bool) or not hasattr(rank, "__index__") or int(rank) < 0:
-            raise JanusError("topology.rank", f"{pool} must name ranks >= 0 as integers, got {rank!r} in {value!r}")
+    except Exception:  # not iterable, or a foreign __iter__
+        raise JanusError("topology.rank", f"{rule}, got {shown(value)}") from None
     if any(not node for node in nodes):
-        raise JanusError("topology.empty", f"{pool} holds a node without ranks: {value!r}; leave the empty node out")
-    return tuple(tuple(int(rank) for rank in node) for node in nodes)
+        raise JanusError("topology.empty", f"{pool} holds a node without ranks: {shown(nodes)}; leave it out")
+    what = f"every number in {pool} (one tuple per node)"
+    return tuple(tuple(integer(rank, what, "topology.rank") for rank in node) for node in nodes)
 
 
 def _check_distinct(ranks: tuple[int, ...]) -> None:
-    twice = sorted({rank for rank in ranks if ranks.count(rank) > 1})
+    twice = sorted(rank for rank, times in Counter(ranks).items() if times > 1)
     if twice:
-        raise JanusError("topology.overlap", f"a rank plays one role once, but ranks {twice} are named more than once")
+        rule = "a rank plays one role once"
+        raise JanusError("topology.overlap", f"{rule}, but ranks {shown(twice)} are named more than once")
 
 
 def _check_hosts(hosts: Nodes, n_nodes: int) -> None:
     named = [number for group in hosts for number in group]
     if len(set(named)) != len(named) or any(number >= n_nodes for number in named):
-        raise JanusError(
-            "topology.hosts", f"hosts must name each of the nodes 0..{n_nodes - 1} at most once, got {hosts!r}"
-        )
+        rule = f"hosts must name each of the nodes 0..{n_nodes - 1} at most once"
+        raise JanusError("topology.hosts", f"{rule}, got {shown(hosts)}")

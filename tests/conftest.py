@@ -1,0 +1,47 @@
+"""What every test may rely on; set before torch, triton or transformers is imported."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def has_gpu() -> bool:
+    """Ask torch only where a driver is present: importing it costs seconds."""
+    if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+if not has_gpu():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read once, when triton is imported
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests build their models; nothing is fetched
+os.environ.setdefault("MPLBACKEND", "Agg")  # figures go to files
+# processes that tests start import the same source as the tests
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
+
+# no deadline: the first example of a test may compile a kernel
+settings.register_profile("janus", deadline=None, max_examples=50)
+settings.load_profile("janus")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Recorded data that is not part of the project: a folder `shared` beside the checkout, or JANUS_SHARED."""
+    folder = Path(os.environ.get("JANUS_SHARED", ROOT.parent / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"recorded data absent: no folder {folder.name}/data beside the checkout and JANUS_SHARED unset")
+    return folder

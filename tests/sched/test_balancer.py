@@ -1,0 +1,99 @@
+"""The reusable form: the same ids as `balance`, without allocation. Layer 1 (integers)."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import random_ids, random_slots
+
+from janus import JanusError
+from janus.sched import Balancer, balance
+from janus.types import Placement
+
+METHODS = ("exact", "greedy", "tokens", "random", "round_robin")
+
+
+def layered(seed, L=3, E=24, G=4, C=8):
+    rng = np.random.default_rng(seed)
+    return rng, Placement(np.stack([random_slots(rng, E, G, C) for _ in range(L)]), E)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from(METHODS), st.sampled_from(["numba", "reference"]))
+def test_a_sequence_of_batches_equals_single_calls(seed, method, backend):
+    rng, placement = layered(seed)
+    balancer = Balancer(placement, method=method, backend=backend, max_tokens=16)
+    for layer in rng.integers(0, 3, size=6).tolist():
+        dtype = rng.choice(["i4", "i8", "u1", "i2"])
+        ids = random_ids(rng, 24, int(rng.integers(0, 17)), int(rng.integers(1, 5)))
+        ids = np.abs(ids).astype(dtype)
+        got, want = balancer(ids, layer), balance(ids, placement, layer=layer, method=method, backend=backend)
+        assert got.dtype == ids.dtype
+        assert got.tobytes() == want.physical_ids.tobytes()
+        assert (balancer.load == want.load).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_numba_path_allocates_no_array(method):
+    rng, placement = layered(1)
+    balancer = Balancer(placement, method=method, backend="numba", max_tokens=4096)
+    ids = random_ids(rng, 24, 4096, 4)
+    balancer(ids, 0)
+    tracemalloc.start()
+    for layer in range(3):
+        balancer(ids, layer)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4096  # bytes: a few views; one output array would be 131,072
+
+
+def test_the_view_is_overwritten_by_the_next_call():
+    placement = Placement([[0, 1], [0, 1]], num_experts=2)
+    balancer = Balancer(placement, max_tokens=4)
+    first = balancer(np.array([[0], [1]]), 0)
+    assert first.tolist() == [[0], [3]]
+    second = balancer(np.array([[1], [0]]), 0)
+    assert np.shares_memory(first, second)
+    assert first.tolist() == [[3], [0]]
+
+
+def test_torch_tensors_come_back_as_tensors():
+    torch = pytest.importorskip("torch")
+    balancer = Balancer(Placement([[0, 1], [0, 1]], num_experts=2), max_tokens=4, device=torch.device("cpu"))
+    for dtype in (torch.int64, torch.int32, torch.uint8):
+        got = balancer(torch.tensor([[0], [1]], dtype=dtype), 0)
+        assert isinstance(got, torch.Tensor)
+        assert (got.dtype, got.tolist()) == (dtype, [[0], [3]])
+    with pytest.raises(JanusError, match="'meta'") as caught:
+        balancer(torch.empty(2, 1, dtype=torch.int64, device="meta"), 0)
+    assert caught.value.code == "sched.device"
+
+
+def test_a_bad_batch_leaves_the_balancer_usable():
+    balancer = Balancer(Placement([[0, 1], [0, 1]], num_experts=2), max_tokens=4)
+    with pytest.raises(JanusError, match="token 1, choice 0 holds 2"):
+        balancer(np.array([[0], [2]]), 0)
+    assert balancer(np.array([[0], [1]]), 0).tolist() == [[0], [3]]
+
+
+def test_what_it_cannot_do_is_refused():
+    placement = Placement([[0, 1]], num_experts=2)
+    with pytest.raises(JanusError, match="max_tokens=2 tokens, got 3"):
+        Balancer(placement, max_tokens=2)(np.zeros((3, 1), dtype=int), 0)
+    for bad in (-1, 2.0, True):
+        with pytest.raises(JanusError, match="max_tokens must be an integer"):
+            Balancer(placement, max_tokens=bad)
+    with pytest.raises(JanusError, match="got device 'cuda:0'"):
+        Balancer(placement, max_tokens=2, device="cuda:0")
+    with pytest.raises(JanusError, match="not in this version"):
+        Balancer(placement, max_tokens=2, method="cost")
+    with pytest.raises(JanusError, match=r"sched\.backend"):
+        Balancer(placement, max_tokens=2, backend="triton")
+
+
+def test_backend_says_what_auto_chose():
+    placement = Placement([[0, 1]], num_experts=2)
+    assert Balancer(placement, max_tokens=2).backend == "numba"
+    assert Balancer(placement, max_tokens=2, backend="reference").backend == "reference"
