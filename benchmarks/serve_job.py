@@ -4,7 +4,9 @@ A process that imports torch and transformers costs seconds, so a topology is la
 runs inside. Used by the tests and the proofs; `run_job` is the other half, in the launching process.
 
     job = {"topology": "2A4E", "gpus_per_node": 2, "cases": [{"folder": ..., "prompts": [[...]], "max_new_tokens": 8,
-           "options": {"gate": "experts"}, "generate": {}}]}
+           "options": {"gate": "experts"}, "generate": {}, "ranks": {"3": {"folder": ...}}}]}
+
+"family" instead of "folder" serves a live model from `tiny.build`; "ranks" overrides a case's fields on single ranks.
 """
 
 from __future__ import annotations
@@ -16,8 +18,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import tiny
+from peak import Peak
 
-def run_job(job: dict[str, Any], *, deadline_s: float = 240.0, env: dict[str, str] | None = None) -> list[dict[str, Any]]:
+COLLECTED = {"stats": "stats", "errors": "error", "peak_anon": "peak_anon"}  # one entry per rank
+
+
+def run_job(
+    job: dict[str, Any], *, deadline_s: float = 240.0, env: dict[str, str] | None = None
+) -> list[dict[str, Any]]:
     """Launch the job's topology on this machine; returns one result per case, as the first attention rank saw it.
 
     Each result holds "completions" and "stats" (of every rank); a case that raised holds "error" and "message".
@@ -32,7 +41,9 @@ def run_job(job: dict[str, Any], *, deadline_s: float = 240.0, env: dict[str, st
         ended = launch([sys.executable, __file__, str(path)], world, deadline_s=deadline_s, env=env)
         failed = [e for e in ended if e.exit_code != 0]
         if failed:
-            said = [f"rank {e.rank}: exit {e.exit_code}, signal {e.signal}\n  " + "\n  ".join(e.tail[-20:]) for e in failed]
+            said = [
+                f"rank {e.rank}: exit {e.exit_code}, signal {e.signal}\n  " + "\n  ".join(e.tail[-20:]) for e in failed
+            ]
             raise RuntimeError("\n".join(said))
         return [_collect(Path(folder), i, world) for i in range(len(job["cases"]))]
 
@@ -40,17 +51,20 @@ def run_job(job: dict[str, Any], *, deadline_s: float = 240.0, env: dict[str, st
 def _collect(folder: Path, case: int, world: int) -> dict[str, Any]:
     parts = [json.loads((folder / f"{case}-{rank}.json").read_text()) for rank in range(world)]
     first = next(part for part in parts if "stats" not in part or part["stats"]["role"] == "attention")
-    return first | {"stats": [part.get("stats") for part in parts], "errors": [part.get("error") for part in parts]}
+    every = {name: [part.get(key) for part in parts] for name, key in COLLECTED.items()}
+    return first | every
 
 
 def main(path: Path) -> None:
     """Run all cases as one rank."""
+    peak = Peak()  # before torch is imported
     import torch
 
     job = json.loads(path.read_text())
     torch.set_num_threads(1)
     for i, case in enumerate(job["cases"]):
         rank, part = run_case(job, case)
+        part["peak_anon"] = peak.bytes
         path.with_name(f"{i}-{rank}.json").write_text(json.dumps(part))
 
 
@@ -59,10 +73,12 @@ def run_case(job: dict[str, Any], case: dict[str, Any]) -> tuple[int, dict[str, 
     from janus import DisaggregatedRunner, JanusError, Topology
     from janus.comm import Timeouts
 
+    case = case | case.get("ranks", {}).get(os.environ["RANK"], {})
     topology = Topology.parse(job["topology"], gpus_per_node=job["gpus_per_node"])
     timeouts = Timeouts(**job.get("timeouts", {}))
     try:
-        with DisaggregatedRunner(case["folder"], topology=topology, timeouts=timeouts, **_options(case)) as runner:
+        model = tiny.build(case["family"]) if "family" in case else case["folder"]
+        with DisaggregatedRunner(model, topology=topology, timeouts=timeouts, **_options(case)) as runner:
             out: dict[str, Any] = {}
             if runner.role == "attention":
                 generate = {"max_new_tokens": case["max_new_tokens"], **case.get("generate", {})}

@@ -35,7 +35,16 @@ def main() -> None:
     for figure in figures:
         del figure["counts"]
     note = f"{excused} differences excused by a gap of the undivided model below {EXCUSED_GAP:g}"
-    figures.append({"name": "tokens compared in all", "value": total, "bar": "> 0", "ok": total > 0, "unit": "tokens", "note": note})
+    figures.append(
+        {
+            "name": "tokens compared in all",
+            "value": total,
+            "bar": "> 0",
+            "ok": total > 0,
+            "unit": "tokens",
+            "note": note,
+        }
+    )
     print(json.dumps({"figures": figures}))
 
 
@@ -45,10 +54,24 @@ def make_cases(folder: Path, sample: bool) -> list[dict[str, Any]]:
     cases = []
     for family in families:
         prompts = tiny.prompts(5 if sample else 9)
-        cases.append({"name": family, "folder": str(tiny.save(family, folder / family)), "prompts": prompts, "max_new_tokens": 8 if sample else 16})
+        cases.append(
+            {
+                "name": family,
+                "folder": str(tiny.save(family, folder / family)),
+                "prompts": prompts,
+                "max_new_tokens": 8 if sample else 16,
+            }
+        )
     if (TINY_MOE / "checkpoint").is_dir():
         prompts = trained_prompts(4 if sample else 12)
-        cases.append({"name": "tiny_moe (trained)", "folder": str(TINY_MOE / "checkpoint"), "prompts": prompts, "max_new_tokens": 8 if sample else 32})
+        cases.append(
+            {
+                "name": "tiny_moe (trained)",
+                "folder": str(TINY_MOE / "checkpoint"),
+                "prompts": prompts,
+                "max_new_tokens": 8 if sample else 32,
+            }
+        )
     for case in cases:
         print(f"reference: {case['name']}", file=sys.stderr)
         case["reference"] = [reference(case["folder"], prompt, case["max_new_tokens"]) for prompt in case["prompts"]]
@@ -77,7 +100,12 @@ def reference(folder: str, prompt: list[int], limit: int) -> dict[str, Any]:
         _models[folder] = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     model = _models[folder]
     with torch.inference_mode():
-        out = model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), max_new_tokens=limit, do_sample=False)
+        out = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=limit,
+            do_sample=False,
+        )
         gaps = decision_gaps(model, out)[len(prompt) - 1 : -1]
     return {"tokens": out[0, len(prompt) :].tolist(), "gaps": gaps}
 
@@ -107,18 +135,39 @@ def decision_gaps(model: Any, ids: Any) -> list[float]:
 def prove(topology: str, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """All cases and gates on one topology, in one launch; one figure per gate and model."""
     print(f"serving {topology}: {len(cases)} models x {len(GATES)} gates", file=sys.stderr)
-    jobs = [{**{k: c[k] for k in ("folder", "prompts", "max_new_tokens")}, "options": {"gate": gate}} for gate in GATES for c in cases]
-    idle = {**{k: cases[0][k] for k in ("folder", "max_new_tokens")}, "prompts": cases[0]["prompts"][:1], "options": {"gate": "experts"}}
+    jobs = [
+        {**{k: c[k] for k in ("folder", "prompts", "max_new_tokens")}, "options": {"gate": gate}}
+        for gate in GATES
+        for c in cases
+    ]
+    idle = {
+        **{k: cases[0][k] for k in ("folder", "max_new_tokens")},
+        "prompts": cases[0]["prompts"][:1],
+        "options": {"gate": "experts"},
+    }
     results = run_job({"topology": topology, "gpus_per_node": 2, "cases": [*jobs, idle]}, deadline_s=1500.0)
     labels = [(f"{c['name']}, gate={gate}", c) for gate in GATES for c in cases]
-    labels.append((f"{cases[0]['name']}, one prompt (other attention ranks idle)", {**cases[0], "reference": cases[0]["reference"][:1]}))
+    labels.append(
+        (
+            f"{cases[0]['name']}, one prompt (other attention ranks idle)",
+            {**cases[0], "reference": cases[0]["reference"][:1]},
+        )
+    )
     return [figure(f"{topology}: {label}", case, result) for (label, case), result in zip(labels, results, strict=True)]
 
 
 def figure(name: str, case: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     """Compare one served case with the reference, token by token up to the first difference of each prompt."""
     if "error" in result:
-        return {"name": name, "value": result["message"], "bar": "identical tokens", "ok": False, "unit": "", "note": "", "counts": (0, 1, 0)}
+        return {
+            "name": name,
+            "value": result["message"],
+            "bar": "identical tokens",
+            "ok": False,
+            "unit": "",
+            "note": "",
+            "counts": (0, 1, 0),
+        }
     compared = wrong = excused = 0
     for got, want in zip(result["completions"], case["reference"], strict=True):
         first = next((i for i, (a, b) in enumerate(zip(got, want["tokens"], strict=False)) if a != b), None)

@@ -21,7 +21,11 @@ EXPERTS = _experts()
 
 def _batch(tokens: int, top_k: int, seed: int = 0):
     g = torch.Generator().manual_seed(seed)
-    ids = torch.stack([torch.randperm(16, generator=g)[:top_k] for _ in range(tokens)]) if tokens else torch.empty(0, top_k).long()
+    ids = (
+        torch.stack([torch.randperm(16, generator=g)[:top_k] for _ in range(tokens)])
+        if tokens
+        else torch.empty(0, top_k).long()
+    )
     return torch.randn(tokens, 64, generator=g), ids, torch.rand(tokens, top_k, generator=g)
 
 

@@ -173,8 +173,8 @@ def _probe(model: nn.Module, path: str) -> MoEBlock:
 
 def _probe_input(model: nn.Module, block: nn.Module) -> torch.Tensor:
     like = next(block.parameters())
-    config = model.config.get_text_config() if hasattr(model, "config") else None
-    hidden_size = config.hidden_size if config is not None else like.shape[-1]
+    config: Any = getattr(model, "config", None)
+    hidden_size = config.get_text_config().hidden_size if config is not None else like.shape[-1]
     if like.is_meta:
         return torch.empty(1, PROBE_TOKENS, hidden_size, dtype=like.dtype, device="meta")
     return torch.linspace(-1, 1, PROBE_TOKENS * hidden_size).reshape(1, PROBE_TOKENS, hidden_size).to(like)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from janus.errors import JanusError, known
 from janus.experts.checkpoint import Checkpoint
 from janus.experts.live import ExpertSource, LiveModel
 from janus.runner.attention import ExpertLink, disaggregate
-from janus.runner.check import check_routers, check_source, checked_placement, contract
+from janus.runner.check import agree_ready, check_source, checked_placement, contract
 from janus.runner.clock import Clock
 from janus.runner.expert import ExpertServer
 from janus.runner.generate import Batch, Generation, Sampling, check_prompts
@@ -76,7 +76,7 @@ class DisaggregatedRunner:
         *,
         topology: Topology,
         placement: Placement | None = None,
-        gate: str = "experts",
+        gate: Literal["experts", "attention"] = "experts",
         balance: str = "exact",
         backend: str = "auto",
         scope: str = "batch",
@@ -96,7 +96,8 @@ class DisaggregatedRunner:
             raise JanusError(
                 "runner.record", "record=True needs gate='experts', where the experts see every token's routing"
             )
-        self.topology, self.gate, self.max_tokens, self.record = topology, gate, max_tokens, record
+        self.gate: Literal["experts", "attention"] = gate
+        self.topology, self.max_tokens, self.record = topology, max_tokens, record
         self.clock, self._balance, self._backend, self._scope = Clock(), balance, backend, scope
         self._generations: list[Generation] = []
         source = _open_source(model_or_path, dtype)
@@ -114,7 +115,7 @@ class DisaggregatedRunner:
             source.close()
 
     def _join(self, source: ExpertSource, regime: str, timeouts: Timeouts) -> None:
-        """Agree on the contract, load this role's part, and compare routers."""
+        """Agree on the contract, load this role's part, and agree that everyone could."""
         block = source.blocks[0]
         options = {"balance": self._balance, "scope": self._scope, "weights_dtype": str(block.weights_dtype)}
         self._ex = Exchange(
@@ -130,13 +131,20 @@ class DisaggregatedRunner:
             timeouts=timeouts,
             contract=contract(source, self.placement, options),
         )
+        failure = None
+        try:
+            self._build(source)
+        except JanusError as error:  # told to all, so that nobody waits for a rank that gave up
+            failure = error
+        agree_ready(self._ex, getattr(self, "_server", None), failure, self.topology)
+
+    def _build(self, source: ExpertSource) -> None:
+        """This role's part of the model."""
         if self.role == "expert":
             self._server = self._make_server(source)
         else:
             self._link = self._make_link(source)
             self._model = disaggregate(source.load_attention_side(), source.blocks, self._link, self.gate)
-        if self.gate == "experts":
-            check_routers(self._ex, self._server if self.role == "expert" else None, self.topology)
 
     def _make_server(self, source: ExpertSource) -> ExpertServer:
         balancer = self._balancer() if self.gate == "experts" else None
@@ -149,7 +157,9 @@ class DisaggregatedRunner:
 
     def _balancer(self) -> Balancer:
         most = self.max_tokens * self.topology.n_attention
-        return Balancer(self.placement, method=self._balance, backend=self._backend, max_tokens=most, device="cpu")
+        balancer = Balancer(self.placement, method=self._balance, backend=self._backend, max_tokens=most, device="cpu")
+        balancer(torch.zeros(1, 1, dtype=torch.long), 0)  # compiles or loads the kernel now, not in the first step
+        return balancer
 
     @property
     def model(self) -> Any:

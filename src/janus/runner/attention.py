@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 from torch import nn
@@ -149,13 +148,6 @@ def disaggregate(model: nn.Module, blocks: tuple[MoEBlock, ...], link: ExpertLin
     Raises:
         JanusError: ``model.router`` if a block uses more of its router than ids and weights.
     """
-    config: Any = model.config
-    if gate == "experts" and getattr(config, "output_router_logits", False):
-        raise JanusError(
-            "model.router",
-            "output_router_logits=True needs the routers, which gate='experts' moves to the expert ranks; set it to False or "
-            "use gate='attention'",
-        )
     for layer, block in enumerate(blocks):
         here = _on_model(model, block)
         if gate == "experts":

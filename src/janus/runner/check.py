@@ -51,6 +51,12 @@ def check_source(source: ExpertSource, gate: str) -> None:
             )
         if gate == "experts":
             block.need_router()
+    if gate == "experts" and getattr(source.config, "output_router_logits", False):
+        raise JanusError(
+            "model.router",
+            "output_router_logits=True needs the routers, which gate='experts' moves to the expert ranks; set it to False or "
+            "use gate='attention'",
+        )
     source.check_experts()
 
 
@@ -66,19 +72,31 @@ def contract(source: ExpertSource, placement: Placement, options: dict[str, Any]
     }
 
 
-def check_routers(ex: Exchange, server: ExpertServer | None, topology: Topology) -> None:
-    """Route fixed batches through every router on every expert rank; the ids must be the same everywhere.
-
-    Every rank calls it; attention ranks pass None and learn the verdict.
+def agree_ready(ex: Exchange, server: ExpertServer | None, failure: JanusError | None, topology: Topology) -> None:
+    """Every rank says whether its part stands, and expert ranks how their routers route; one verdict for all.
 
     Raises:
-        JanusError: ``router.disagree`` on every rank, naming the first layer and the ranks that differ.
+        JanusError: on every rank: this rank's `failure`, else that of the first rank that has one, else
+            ``router.disagree``.
     """
-    mine = None if server is None else [_route_digest(server, layer) for layer in range(len(server.slots))]
-    seen = ex.share("router-check", mine)
-    first = topology.expert_ranks[0]
-    for rank in topology.expert_ranks[1:]:
-        layers = [layer for layer, (a, b) in enumerate(zip(seen[first], seen[rank], strict=True)) if a != b]
+    mine: dict[str, Any] = {"failure": failure and [failure.code, failure.message], "routes": []}
+    if server is not None and server.routers:
+        mine["routes"] = [_route_digest(server, layer) for layer in range(len(server.slots))]
+    seen = ex.share("ready", mine)
+    if failure is not None:
+        raise failure
+    for rank, said in seen.items():
+        if said["failure"]:
+            code, message = said["failure"]
+            raise JanusError(code, f"rank {rank} ({topology.role(rank)}): {message}")
+    _compare_routes({rank: seen[rank]["routes"] for rank in topology.expert_ranks})
+
+
+def _compare_routes(routes: dict[int, list[str]]) -> None:
+    """Expert ranks route a fixed batch; a replica chosen from other ids would silently corrupt outputs."""
+    first = min(routes)
+    for rank, digests in routes.items():
+        layers = [layer for layer, (a, b) in enumerate(zip(routes[first], digests, strict=True)) if a != b]
         if layers:
             raise JanusError(
                 "router.disagree",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -100,17 +101,22 @@ class ExpertServer:
         if self.balancer is None:
             physical_TK, weights_TK = handle.physical_ids, handle.weights
         else:
-            with self.clock.phase("route"):
-                ids_TK, weights_TK = self.route(layer, x_TH)
-            with self.clock.phase("balance"):
-                physical_TK = self.balancer(ids_TK, layer)
-                self.loads[layer].add(physical_TK, self.placement.slots_per_instance)
-            if self.record:
-                self.loads[layer].ids.append(ids_TK.numpy().astype(np.int16))
+            physical_TK, weights_TK = self._choose(layer, x_TH, self.balancer)
         with self.clock.phase("experts"):
             y_TH = self.slots[layer](x_TH, self._local(physical_TK), weights_TK)
         with self.clock.phase("reply"):
             ex.reply(y_TH, handle)
+
+    def _choose(self, layer: int, x_TH: torch.Tensor, balancer: Balancer) -> tuple[torch.Tensor, torch.Tensor]:
+        """The expert-side gate: route the whole batch, pick replicas; the same on every expert rank."""
+        with self.clock.phase("route"):
+            ids_TK, weights_TK = self.route(layer, x_TH)
+        with self.clock.phase("balance"):
+            physical_TK = balancer(ids_TK, layer)
+        self.loads[layer].add(physical_TK, self.placement.slots_per_instance)
+        if self.record:
+            self.loads[layer].ids.append(ids_TK.numpy().astype(np.int16))
+        return physical_TK, weights_TK
 
     def route(self, layer: int, x_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Ask the layer's router: [T, H] -> ids [T, K], weights [T, K]."""
@@ -120,7 +126,7 @@ class ExpertServer:
         out = self.routers[layer](x_TH[None] if seam.batched else x_TH)
         return out[seam.ids_at].reshape(-1, block.top_k), out[seam.weights_at].reshape(-1, block.top_k)
 
-    def _local(self, physical_TK: torch.Tensor) -> torch.Tensor:
+    def _local(self, physical_TK: Any) -> torch.Tensor:
         first = self.instance * self.placement.slots_per_instance
         local = physical_TK - first
         return torch.where((local >= 0) & (local < self.placement.slots_per_instance), local, -1)

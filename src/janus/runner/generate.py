@@ -51,7 +51,7 @@ class Sampling:
         return torch.cat(rows)
 
     def _warp(self, logits_nV: torch.Tensor) -> torch.Tensor:
-        from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+        from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
         no_ids: Any = torch.empty(len(logits_nV), 0, dtype=torch.long)
         if self.temperature != 1.0:
@@ -93,11 +93,8 @@ class Batch:
         self, prompts: Sequence[Sequence[int]], indices: Sequence[int], limit: int, stop: frozenset[int], sampling: Sampling,
         pad: int,
     ) -> None:  # fmt: skip
-        width = max((len(p) for p in prompts), default=0)
-        self.ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], dtype=torch.long).view(-1, width)
-        self.mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], dtype=torch.long).view(
-            -1, width
-        )
+        self.ids = _left_padded(prompts, pad)
+        self.mask = _left_padded([[1] * len(p) for p in prompts], 0)
         self.indices, self.limit, self.stop, self.sampling = list(indices), limit, stop, sampling
         self.generators = [_generator(sampling.seed, i) for i in self.indices]
         self.completions: list[list[int]] = [[] for _ in prompts]
@@ -209,6 +206,14 @@ def check_prompts(prompts: Any, max_new_tokens: int, vocab_size: int, max_positi
                 f"prompt {i} has {len(prompt)} tokens, with {max_new_tokens} new ones more than the model's {max_positions} "
                 "positions; shorten it or lower max_new_tokens",
             )
+
+
+def _left_padded(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
+    width = max(map(len, rows), default=0)
+    out = torch.full((len(rows), width), fill, dtype=torch.long)
+    for padded, row in zip(out, rows, strict=True):
+        padded[width - len(row) :] = torch.tensor(row)
+    return out
 
 
 def _generator(seed: int, index: int) -> torch.Generator:
