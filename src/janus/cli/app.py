@@ -93,3 +93,48 @@ def trace(
     from janus.cli.trace import describe, load_trace, print_summary
 
     print_summary(describe(load_trace(file)), as_json)
+
+
+@app.command()
+def plan(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="Model folder, config.json, or a name: deepseek-v2.")],
+    slo_ms: Annotated[float, typer.Option(help="Longest mean time per output token, ms.")],
+    routing: Annotated[str, typer.Option(help="Routing trace or expert counts; or gptoss20b-routing, shipped.")],
+    recording: Annotated[str | None, typer.Option(help="Which recording of a file of expert counts.")] = None,
+    synthetic: Annotated[
+        bool, typer.Option("--synthetic", help="Resample the popularity in --routing for this model, and say so.")
+    ] = False,
+    requests: Annotated[str | None, typer.Option(help="Request trace; or azure-conversation, shipped.")] = None,
+    demand: Annotated[float | None, typer.Option(help="Output tokens per second; default from --requests.")] = None,
+    context: Annotated[float | None, typer.Option(help="Mean KV length, tokens; default from --requests.")] = None,
+    percentile: Annotated[float, typer.Option(help="Of the SLO; kept, not modelled yet.")] = 99.0,
+    headroom: Annotated[float, typer.Option(help="Factor on the demand, >= 1.")] = 1.0,
+    prefill: Annotated[
+        str, typer.Option(help="elsewhere, or attention: these GPUs also read the prompts.")
+    ] = "elsewhere",
+    hardware: Annotated[str, typer.Option(help="a100-sxm, h100-sxm, h200-sxm, b200-sxm, gb200.")] = "h100-sxm",
+    gpus_per_node: Annotated[int | None, typer.Option(help="Default the hardware's.")] = None,
+    inter_node_gbps: Annotated[float | None, typer.Option(help="Network per GPU; default the hardware's.")] = None,
+    max_attention: Annotated[int, typer.Option(help="Largest attention pool to try.")] = 64,
+    max_experts: Annotated[int, typer.Option(help="Largest expert pool to try.")] = 64,
+    explain: Annotated[list[str] | None, typer.Option(help="Why (not) this pair, e.g. 1A5E; may be repeated.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the search space: png, svg or pdf.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the plan as JSON.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Find the fewest GPUs that serve CONFIG within an SLO, beside the best colocated deployment."""
+    from janus.cli.plan import check_outputs, make_plan, print_plan
+    from janus.types import Slo
+
+    check_outputs(plot, save)
+    found = make_plan(
+        config, hardware=hardware, gpus_per_node=gpus_per_node, inter_node_gbps=inter_node_gbps, routing=routing,
+        recording=recording, synthetic=synthetic, requests=requests, demand=demand, context=context,
+        slo=Slo(slo_ms, percentile), headroom=headroom, prefill=prefill, max_attention=max_attention,
+        max_experts=max_experts,
+    )  # fmt: skip
+    if plot is not None:
+        found.plot(plot)
+    if save is not None:
+        found.save(save)
+    print_plan(found, explain or [], as_json)
