@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def run_rank(settings: RunSettings) -> Json | None:
     except (JanusError, PeerLost) as error:
         if rendezvous is None:
             raise
+        print(error, file=sys.stderr, flush=True)  # the launcher tells the cause once; this is what this rank saw
         _hand_over(rendezvous, rank, {"error": to_dict(error)})
         raise SystemExit(exit_code(error)) from error
     if rendezvous is not None:
@@ -82,6 +84,7 @@ def _serve(settings: RunSettings) -> Json:
     from janus.comm import Timeouts
     from janus.runner import DisaggregatedRunner
 
+    start = time.monotonic()
     with DisaggregatedRunner(
         str(settings.model),
         topology=settings.topology,
@@ -91,6 +94,7 @@ def _serve(settings: RunSettings) -> Json:
         regime=settings.regime,
         timeouts=Timeouts(step_s=settings.step_s),
     ) as runner:
+        print(f"ready in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
         if runner.role != "attention":
             runner.serve()
             return {"stats": runner.stats()}
