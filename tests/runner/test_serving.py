@@ -3,6 +3,7 @@
 One launch per topology, everything it must show inside (a process that imports torch costs seconds of CPU).
 """
 
+import functools
 import os
 
 import pytest
@@ -43,6 +44,7 @@ def _with_other_router(folder):
     return folder
 
 
+@functools.cache
 def greedy(family: str) -> list[list[int]]:
     """What the undivided model says, prompt by prompt, without padding."""
     model = tiny.build(family)
