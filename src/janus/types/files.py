@@ -35,7 +35,7 @@ def read_json(path: str | Path, code: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise JanusError(code, f"{path} is not JSON: {error}") from None
+        raise JanusError(code, f"{path} is not JSON: {_brief(error)}") from None
 
 
 def read_npz(path: str | Path, code: str) -> dict[str, npt.NDArray[Any]]:
@@ -43,10 +43,10 @@ def read_npz(path: str | Path, code: str) -> dict[str, npt.NDArray[Any]]:
     if read_head(path, code)[:2] != NPZ_MAGIC:
         raise JanusError(code, f"{path} is not an npz (a zip of NumPy arrays); it starts with other bytes")
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as data:  # np.load leaks its own handle
             arrays = {name: data[name] for name in data.files}
     except Exception as error:  # zipfile, zlib and NumPy's header parser raise a dozen kinds on corrupt bytes
-        raise JanusError(code, f"{path} cannot be read as an npz: {error}") from None
+        raise JanusError(code, f"{path} cannot be read as an npz: {_brief(error)}") from None
     foreign = [name for name, value in arrays.items() if not isinstance(value, np.ndarray)]
     if foreign:
         raise JanusError(code, f"{path} is a zip, not an npz: member {foreign[0]!r} is no NumPy array")
@@ -85,6 +85,10 @@ def _read(path: str | Path, code: str, read: Callable[[Path], T]) -> T:
         if isinstance(error, JanusError):
             raise
         raise JanusError(code, f"cannot read {path}: {error}") from None
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:200]}"  # some quote the corrupt bytes at length
 
 
 def _first_bytes(file: Path) -> bytes:

@@ -59,7 +59,7 @@ def csv_table(path: str | Path, names: tuple[str, ...]) -> Iterator[tuple[int, d
 
 def bad_line(at: int, line: str, rule: str) -> JanusError:
     """The error of one line: its number, its content and the rule it breaks."""
-    return JanusError(CODE, f"line {at}: {rule}; the line is {shown(line)}")
+    return JanusError(CODE, f"line {at}: {rule}; the line is {line[:120]!r}{' ...' * (len(line) > 120)}")
 
 
 def finite(text: Any, what: str) -> float:
