@@ -1,6 +1,7 @@
 """Placements: valid for any sizes, as good as they claim. Layer 1 (integers; one test needs the recorded routing)."""
 
 import os
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from janus import JanusError, RoutingTrace
+from janus import JanusError, Placement, RoutingTrace
 from janus.sched import place, replicate
 from janus.sched.hosts import Load, Pressure, assign_hosts
 from janus.sched.judging import mean_a_max
@@ -141,6 +142,41 @@ def test_janus_is_no_worse_than_eplb_on_recorded_routing():
     assert means["janus"] <= means["coactivation"]
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_previous_renames_and_changes_nothing_else(method):
+    trace = small_trace()
+    plain = place(trace, 3, 5, method=method, batch_sizes=(4,))
+    rng = np.random.default_rng(2)
+    shuffled = rng.permuted(plain.slots[:, rng.permutation(3)], axis=-1)
+    again = place(trace, 3, 5, method=method, batch_sizes=(4,), previous=Placement(shuffled, 12))
+    assert (again.slots == shuffled).all()  # nothing moves
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 5))
+def test_previous_keeps_the_groups_when_pools_grow_or_shrink(seed, old_G, new_G):
+    rng = np.random.default_rng(seed)
+    E = int(rng.integers(1, 12))
+    old = place(rng.integers(0, 9, size=E), old_G, -(-E // old_G) + 1, method="eplb")
+    counts, C = rng.integers(0, 9, size=E), -(-E // new_G) + int(rng.integers(0, 3))
+    plain, kept = (place(counts, new_G, C, method="eplb", previous=p) for p in (None, old))
+    groups = [sorted(sorted(row) for row in p.slots[0].tolist()) for p in (plain, kept)]
+    assert groups[0] == groups[1]
+    # greedy pairing keeps at least half of what the best pairing keeps
+    common = [[len(set(was) & set(new) - {-1}) for new in plain.slots[0].tolist()] for was in old.slots[0].tolist()]
+    rows = common + [[0] * new_G] * (new_G - old_G)
+    best = max(sum(rows[g][x] for g, x in enumerate(p)) for p in permutations(range(new_G)))
+    pairs = zip(old.slots[0].tolist(), kept.slots[0].tolist(), strict=False)
+    assert 2 * sum(len(set(was) & set(now) - {-1}) for was, now in pairs) >= best
+
+
+def test_previous_of_one_map_serves_every_layer():
+    trace = small_trace()
+    assert place(trace, 3, 5, method="eplb", previous=Placement.contiguous(12, 3)).num_layers == 2
+    with pytest.raises(JanusError, match="one map for every layer"):
+        place(trace.counts()[0], 3, 5, method="eplb", previous=place(trace, 3, 5, method="eplb"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -162,7 +198,8 @@ def test_bad_sizes_are_refused(arguments, code, says):
     [
         ({"method": "best"}, "'janus', 'coactivation', 'eplb'"),
         ({"node_size": 2}, "node_size is not in this version"),
-        ({"previous": 1}, "previous is not in this version"),
+        ({"previous": 1}, "previous must be a Placement, got int"),
+        ({"previous": Placement.contiguous(4, 2)}, "same model: E=3"),
         ({"batch_sizes": ()}, "at least one"),
         ({"batch_sizes": (0,)}, "batch_sizes"),
         ({"top_k": 0}, "top_k"),

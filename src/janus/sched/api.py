@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from janus.errors import JanusError
 from janus.sched.arrays import Room, host_ids, is_native, is_tensor
 from janus.sched.backends import check_method, pick
@@ -81,7 +83,7 @@ def balance(
 
 
 class Balancer:
-    """`balance` for a serving loop on the CPU, one batch at a time: memory is allocated before the first of a shape.
+    """`balance` for a serving loop on the CPU, one batch at a time: compiled when it is made, memory reused.
 
     The buffers of the output depend on K and dtype; they are made when a (K, dtype) is first seen, and from then on a
     call allocates no array on the numba backend.
@@ -124,6 +126,13 @@ class Balancer:
         first = self._tables[0]
         self._work = Workspace(first.num_experts, first.num_instances, first.num_slots)
         self._rooms: dict[tuple[Any, ...], Room] = {}
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Compile now what the first batch would wait for: seconds, once per machine."""
+        for dtype in (np.int64, np.int32):
+            ids = np.empty((0, 1), dtype=dtype)
+            Room(ids, 0, as_tensor=False).run(self._fill, self.method, ids, self._tables[0], self._work)
 
     def __call__(self, topk_ids: Any, layer: int) -> Any:
         """Physical ids [T, K] of one batch: a view that the next call overwrites."""

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from janus.errors import JanusError, known
 from janus.sched.hosts import Load, Overlap, Pressure, assign_hosts
 from janus.sched.judging import best_of
+from janus.sched.moving import check_previous, keep
 from janus.sched.popularity import Popularity, popularity
 from janus.sched.replicas import check_slots, fill_spare
 from janus.types.placement import IntArray, Placement
@@ -28,7 +29,7 @@ def place(
     top_k: int = 8,
     batch_sizes: Sequence[int] = (64,),
     node_size: None = None,
-    previous: None = None,
+    previous: Placement | None = None,
     seed: int = 0,
 ) -> Placement:
     """Choose replicas and their hosts for every layer; never two replicas of an expert on one instance.
@@ -43,7 +44,8 @@ def place(
         top_k: K of the batches sampled from counts; a trace brings its own.
         batch_sizes: tokens of the batches sampled, each size equally often (``"janus"`` only).
         node_size: not in this version.
-        previous: not in this version.
+        previous: the placement to be replaced: instances and slots are numbered so that many keep their experts
+            (the experts that share an instance stay as chosen). G and C may differ.
         seed: of the sampled batches (``"janus"`` only).
 
     Raises:
@@ -54,10 +56,11 @@ def place(
         [[0, 1, 2], [0, 1, 3]]
     """
     known(method, METHODS, "method", "sched.method")
-    _check_options(num_instances, slots_per_instance, top_k, batch_sizes, node_size, previous)
+    _check_options(num_instances, slots_per_instance, top_k, batch_sizes, node_size)
     layers, uniform = popularity(trace_or_counts, top_k)
     num_experts = layers[0].num_experts
     check_slots(num_experts, num_instances * slots_per_instance)
+    old = check_previous(previous, num_experts, len(layers), uniform)
     shape = (num_instances, slots_per_instance)
     if method == "janus":
         _check_top_k(layers[0].top_k, num_experts)
@@ -65,6 +68,8 @@ def place(
         maps = [_janus(layer, shape, batch_sizes, rng) for layer in layers]
     else:
         maps = [CANDIDATES[method](layer, shape) for layer in layers]
+    if old is not None:
+        maps = [keep(new, old.slots[old.layer(layer)]) for layer, new in enumerate(maps)]
     return Placement(maps[0] if uniform else np.stack(maps), num_experts)
 
 
@@ -98,16 +103,15 @@ def eplb(layer: Popularity, shape: tuple[int, int]) -> IntArray:
 CANDIDATES: dict[str, Any] = {"coactivation": coactivation, "eplb": eplb}
 
 
-def _check_options(G: int, C: int, K: int, sizes: Sequence[int], node_size: object, previous: object) -> None:
+def _check_options(G: int, C: int, K: int, sizes: Sequence[int], node_size: object) -> None:
     named = [("num_instances", G), ("slots_per_instance", C), ("top_k", K), *(("batch_sizes", B) for B in sizes)]
     for name, value in named:
         if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
             raise JanusError("sched.option", f"{name} must hold integers >= 1, got {value!r}")
     if not len(sizes):
         raise JanusError("sched.option", "batch_sizes must name at least one batch size, got none")
-    for name, value in (("node_size", node_size), ("previous", previous)):
-        if value is not None:
-            raise JanusError("sched.option", f"{name} is not in this version, got {value!r}; leave it out")
+    if node_size is not None:
+        raise JanusError("sched.option", f"node_size is not in this version, got {node_size!r}; leave it out")
 
 
 def _check_top_k(top_k: int, num_experts: int) -> None:
