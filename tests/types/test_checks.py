@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from type_strategies import refuses
+from type_strategies import Hostile, refuses
 
 from janus.types.checks import first_outside, floats, integer, integers, number, shown
 
@@ -26,6 +26,12 @@ def test_integer_takes_integers_of_any_kind_and_nothing_else():
     for value in (True, np.bool_(True), 3.0, "3", None, -1, [3]):
         refuses("x.y", "n must be an integer >= 0, got", integer, value, "n", "x.y")
     refuses("x.y", "in 0..2, got 3", integer, 3, "n", "x.y", high=2)
+
+
+def test_objects_that_raise_are_refused_like_any_other():
+    refuses("x.y", "n must be an integer", integer, Hostile(), "n", "x.y")
+    refuses("x.y", "rule; got Hostile that is no full array (no array)", integers, Hostile(), "rule", "x.y", ndim=(1,))
+    refuses("x.y", "rule; got Hostile", floats, Hostile(), "rule", "x.y")
 
 
 def test_an_empty_list_counts_as_integers():

@@ -50,6 +50,12 @@ def test_the_draw_beats_drawing_in_proportion():
     assert plackett_luce < 0.55
 
 
+def test_every_pair_of_equals_is_equally_likely():
+    ids = draw_tokens(np.full((1, 6), 1 / 3), 2, 30_000, np.random.default_rng(0))[:, 0]
+    pairs = np.bincount(ids.min(axis=1).astype(int) * 6 + ids.max(axis=1), minlength=36).reshape(6, 6)
+    assert abs(pairs[np.triu_indices(6, 1)] - 2000).max() < 5 * np.sqrt(2000)  # 15 pairs, 5 sigma
+
+
 def test_chunks_are_filled_to_the_last_token(monkeypatch):
     monkeypatch.setattr("janus.types.drawing.CHUNK", 8)
     ids = draw_tokens(np.full((2, 4), 0.5), 2, 7, np.random.default_rng(0))

@@ -148,6 +148,11 @@ def test_an_instance_without_experts_repeats_expert_0_for_eplb():
     assert Placement([[1, -1], [-1, 0]], 2).to_eplb().tolist() == [[1, 1, 0, 0]]
 
 
+def test_empty_slots_of_an_eplb_map_are_no_duplicates():
+    placement = Placement.from_eplb([0, -1, -1, 1, 1, -1], 2)
+    assert (placement.slots[0].tolist(), placement.eplb_duplicates) == ([[0, -1, -1], [1, -1, -1]], 1)
+
+
 def test_from_eplb_refuses_what_does_not_divide():
     refuses("placement.shape", "divisible by num_instances; got (3,) and 2", Placement.from_eplb, [0, 1, 2], 2)
     refuses("placement.shape", "divisible", Placement.from_eplb, [], 2)
@@ -190,6 +195,7 @@ def test_files_that_cannot_be_read_or_written(tmp_path):
     refuses("placement.file", "not a regular file", Placement.load, tmp_path)
     refuses("placement.file", "must be a str or a Path", Placement.load, None)
     refuses("placement.file", "", Placement.load, "a\0b")
-    refuses("placement.file", "cannot write", Placement([[0]], 1).save, tmp_path)
+    (folder := tmp_path / "folder").mkdir()
+    refuses("placement.file", "cannot write", Placement([[0]], 1).save, folder)
     refuses("placement.file", "cannot write", Placement([[0]], 1).save, tmp_path / "no" / "p.json")
     assert not list(tmp_path.glob(".*"))  # nothing half-written stays

@@ -189,7 +189,7 @@ def test_a_synthetic_trace_has_the_quantiles_of_the_real_one(gptoss):
         levels = np.linspace(0.02, 0.98, 25)
         gap = np.quantile(new, levels) - np.quantile(old, levels)
         assert abs(gap).mean() < 0.08  # in units of the mean popularity; noise of 150 choices per expert is about 0.08
-    assert made.argmax(axis=1).tolist() != sorted(made.argmax(axis=1).tolist())  # hot experts differ by layer
+    assert made.argmax(axis=1).std() > 20  # the hot expert sits anywhere in 0..159
 
 
 def test_a_synthetic_trace_of_the_same_size_keeps_the_popularities(gptoss):

@@ -27,6 +27,12 @@ def test_a_trace_survives_a_file(trace):
     assert (loaded.step is None) == (trace.step is None)
 
 
+@pytest.mark.parametrize("experts", [256, 257])
+def test_the_largest_id_survives_the_narrow_form(tmp_path, experts):
+    RoutingTrace([[[experts - 1]]], experts).save(tmp_path / "r.npz")
+    assert RoutingTrace.load(tmp_path / "r.npz").ids.tolist() == [[[experts - 1]]]
+
+
 @given(cut=st.floats(0, 1), flip=st.integers(0, 10**6), bit=st.integers(0, 7))
 @settings(max_examples=80, deadline=None)
 def test_a_damaged_file_is_refused_or_read_right(cut, flip, bit):

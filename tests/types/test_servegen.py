@@ -40,6 +40,7 @@ def test_hours_choose_whole_windows(drawn):
     rates = "".join(f"0,{start},0.1,1,Gamma,1,10\n" for start in range(0, 7200, 600))
     assert drawn(rates).num_requests == 720
     assert drawn(rates, hours=1).num_requests == 360
+    assert drawn(rates, hours=0.25).num_requests == 60  # the second window ends after 900 s
     late = drawn(rates, hours=(1.5, 2))
     assert (late.num_requests, late.duration_s) == (180, 1800)
     assert late.times_s.max() < 1800
@@ -55,6 +56,8 @@ def test_the_seed_decides(drawn):
 
 def test_an_idle_span_borrows_the_lengths_before_it(drawn):
     assert drawn("0,22200,0.1,1,Gamma,1,10\n").num_requests == 60
+    later = LENGTHS.replace("0,0,200", "0,43200,200")
+    assert drawn("0,600,0.1,1,Gamma,1,10\n", later).num_requests == 60
     refuses("requests.file", "client 1 has arrivals at 600 s but no lengths", drawn, "1,600,0.1,1,Gamma,1,10\n")
 
 

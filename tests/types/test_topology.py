@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
-from type_strategies import NONSENSE, only_janus_error, refuses, topologies
+from type_strategies import NONSENSE, Hostile, only_janus_error, refuses, topologies
 
 from janus.types import Topology
 
@@ -57,6 +57,8 @@ def test_nonsense_is_refused_as_a_topology_error(first, second, third):
         ("topology.rank", "got 1.0", (((0, 1.0),), ((2,),))),
         ("topology.rank", "got True", (((True,),), ((2,),))),
         ("topology.rank", "got '01'", ("01", ((2,),))),
+        ("topology.rank", "one per node, got", (Hostile(), ((2,),))),
+        ("topology.rank", "got <", (((Hostile(),),), ((2,),))),
         ("topology.hosts", "nodes 0..1 at most once", (((0,),), ((1,),), ((0, 2),))),
         ("topology.hosts", "at most once", (((0,),), ((1,),), ((0,), (0, 1)))),
     ],

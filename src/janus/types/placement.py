@@ -128,9 +128,7 @@ class Placement(Frozen):
     def logcnt(self) -> IntArray:
         """int32 [L, E]: number of replicas of each expert."""
         counts = [np.bincount(row[row >= 0], minlength=self.num_experts) for row in self.phy2log]
-        out = np.stack(counts).astype(np.int32)
-        out.flags.writeable = False
-        return out
+        return np.stack(counts).astype(np.int32)  # first read by the constructor, which freezes it
 
     @cached_property
     def log2phy(self) -> IntArray:
