@@ -13,7 +13,7 @@ from janus import JanusError, Placement, RoutingTrace
 from janus.sched import place, replicate
 from janus.sched.hosts import Load, Pressure, assign_hosts
 from janus.sched.judging import mean_a_max
-from janus.sched.placing import METHODS
+from janus.sched.placing import METHODS, eplb, spread
 from janus.sched.popularity import popularity
 
 SHARED = Path(os.environ.get("JANUS_SHARED", Path(__file__).parents[2] / "../shared"))
@@ -72,6 +72,28 @@ def test_the_same_input_gives_the_same_placement(method):
 
 def test_eplb_by_hand():
     assert place([8, 4, 2, 2], 2, 3, method="eplb").slots[0].tolist() == [[0, 1, 2], [0, 1, 3]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=20), st.integers(1, 6))
+def test_load_is_balanced_where_room_is_no_limit(weights, G):
+    weight = np.array(weights)
+    rule = Load(weight, G)
+    assign_hosts(weight, np.ones(len(weight), dtype=np.int32), (G, len(weight)), rule)
+    assert rule.load.sum() == pytest.approx(weight.sum())
+    assert rule.load.max() - rule.load.min() <= weight.max() + 1e-9  # what always taking the lightest promises
+
+
+def test_spread_gives_many_experts_two_replicas_before_any_has_three():
+    (layer,), _ = popularity([3, 3, 1, 1], 1)
+    assert np.bincount(spread(layer, (4, 2), (1,)).ravel()).tolist() == [2, 2, 2, 2]
+    assert np.bincount(eplb(layer, (4, 2)).ravel()).tolist() == [3, 3, 1, 1]
+
+
+def test_spread_uses_every_pair_of_hosts():
+    (layer,), _ = popularity([1, 1, 1, 1, 1, 1], 1)
+    placement = Placement(spread(layer, (4, 3), (8,)), 6)
+    assert len({placement.hosts(e) for e in range(6)}) == 6  # six experts, six pairs of four instances
 
 
 def test_a_swap_makes_room_when_every_open_instance_holds_the_expert():

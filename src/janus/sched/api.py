@@ -24,7 +24,7 @@ class Assignment:
         load: int32 [G], activated slots of each instance.
         tokens_per_slot: int32 [R], routing entries sent to each physical slot.
         a_max: max of `load`, 0 for an empty batch.
-        lower_bound: no one-replica-per-expert assignment of this batch has a smaller a_max (it may not be reached).
+        lower_bound: no assignment of this batch has a smaller a_max (it need not be reachable).
         backend: the backend that ran.
     """
 
