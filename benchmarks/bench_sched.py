@@ -10,6 +10,7 @@ Popularity is drawn from a gamma(2) distribution: synthetic routing, no recordin
 import argparse
 import json
 import platform
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -71,7 +72,14 @@ def machine() -> dict[str, str]:
         if info.exists()
         else []
     )
-    versions = {"python": platform.python_version(), "numpy": np.__version__, "numba": numba.__version__}
+    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    commit = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    versions = {
+        "commit": commit,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "numba": numba.__version__,
+    }
     return {"cpu": models[0] if models else platform.processor(), **versions}
 
 

@@ -1,8 +1,6 @@
 """Placements: valid for any sizes, as good as they claim. Layer 1 (integers; one test needs the recorded routing)."""
 
-import os
 from itertools import permutations
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +13,6 @@ from janus.sched.hosts import Load, Pressure, assign_hosts
 from janus.sched.judging import mean_a_max
 from janus.sched.placing import METHODS, eplb, spread
 from janus.sched.popularity import popularity
-
-SHARED = Path(os.environ.get("JANUS_SHARED", Path(__file__).parents[2] / "../shared"))
-GPT_OSS = SHARED / "data" / "routing" / "gptoss20b.npz"
 
 
 def small_trace(seed=0, T=40, L=2, K=3, E=12):
@@ -149,10 +144,10 @@ def test_batches_from_counts_hold_distinct_experts_by_popularity():
     assert seen[3:].min() > 5 * seen[1:3].max()
 
 
-def test_janus_is_no_worse_than_eplb_on_recorded_routing():
-    if not GPT_OSS.exists():
-        pytest.skip(f"recorded routing is absent: {GPT_OSS}")
-    ids = np.load(GPT_OSS)["topk"].astype(np.int16)[:, :, ::6]  # requests, steps, four layers of 24, K
+def test_janus_is_no_worse_than_eplb_on_recorded_routing(shared):
+    ids = np.load(shared / "data" / "routing" / "gptoss20b.npz")["topk"].astype(np.int16)[
+        :, :, ::6
+    ]  # requests, steps, four layers of 24, K
     train, test = (RoutingTrace(part.reshape(-1, 4, 4), 32) for part in (ids[:96], ids[96:]))
     means = {}
     for method in METHODS:
