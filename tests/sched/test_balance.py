@@ -140,6 +140,13 @@ def test_ties_go_to_fewer_tokens_then_to_the_lower_instance(backend):
     assert balance(np.array([[0, 1], [0, 2]]), placement, method="greedy").replica.tolist() == [0, 2, 1]
 
 
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_experts_with_fewest_replicas_choose_first(backend):
+    placement = Placement([[0, 1], [0, 1], [0, 2]], num_experts=3)  # 0 on three instances, 1 on two
+    assert balance(np.array([[0, 1]]), placement, backend=backend).replica.tolist() == [2, 1, -1]
+    assert balance(np.array([[0, 1]]), placement, method="greedy", backend=backend).replica.tolist() == [0, 3, -1]
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("backend", ["reference", "numba"])
 @pytest.mark.parametrize("shape", [(0, 2), (3, 0), (2, 2)])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from oracle import random_ids, random_slots
 
 from janus import JanusError
-from janus.sched import Balancer, balance, numba_backend
+from janus.sched import Balancer, balance
 from janus.types import Placement
 
 METHODS = ("exact", "greedy", "tokens", "random", "round_robin")
@@ -91,15 +91,6 @@ def test_what_it_cannot_do_is_refused():
         Balancer(placement, max_tokens=2, method="cost")
     with pytest.raises(JanusError, match=r"sched\.backend"):
         Balancer(placement, max_tokens=2, backend="triton")
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_nothing_is_left_to_compile_for_the_first_batch(method):
-    balancer = Balancer(Placement([[0, 1]], num_experts=2), method=method, backend="numba", max_tokens=2)
-    before = [len(f.signatures) for f in (numba_backend.choose, numba_backend.split)]
-    for dtype in ("i4", "i8", "u1", ">i2"):
-        balancer(np.zeros((2, 1), dtype=dtype), 0)
-    assert [len(f.signatures) for f in (numba_backend.choose, numba_backend.split)] == before
 
 
 def test_backend_says_what_auto_chose():

@@ -1,8 +1,6 @@
 """Placements: valid for any sizes, as good as they claim. Layer 1 (integers; one test needs the recorded routing)."""
 
-import os
 from itertools import permutations
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +11,8 @@ from janus import JanusError, Placement, RoutingTrace
 from janus.sched import place, replicate
 from janus.sched.hosts import Load, Pressure, assign_hosts
 from janus.sched.judging import mean_a_max
-from janus.sched.placing import METHODS
+from janus.sched.placing import METHODS, eplb, spread
 from janus.sched.popularity import popularity
-
-SHARED = Path(os.environ.get("JANUS_SHARED", Path(__file__).parents[2] / "../shared"))
-GPT_OSS = SHARED / "data" / "routing" / "gptoss20b.npz"
 
 
 def small_trace(seed=0, T=40, L=2, K=3, E=12):
@@ -74,6 +69,28 @@ def test_eplb_by_hand():
     assert place([8, 4, 2, 2], 2, 3, method="eplb").slots[0].tolist() == [[0, 1, 2], [0, 1, 3]]
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=20), st.integers(1, 6))
+def test_load_is_balanced_where_room_is_no_limit(weights, G):
+    weight = np.array(weights)
+    rule = Load(weight, G)
+    assign_hosts(weight, np.ones(len(weight), dtype=np.int32), (G, len(weight)), rule)
+    assert rule.load.sum() == pytest.approx(weight.sum())
+    assert rule.load.max() - rule.load.min() <= weight.max() + 1e-9  # what always taking the lightest promises
+
+
+def test_spread_gives_many_experts_two_replicas_before_any_has_three():
+    (layer,), _ = popularity([3, 3, 1, 1], 1)
+    assert np.bincount(spread(layer, (4, 2), (1,)).ravel()).tolist() == [2, 2, 2, 2]
+    assert np.bincount(eplb(layer, (4, 2)).ravel()).tolist() == [3, 3, 1, 1]
+
+
+def test_spread_uses_every_pair_of_hosts():
+    (layer,), _ = popularity([1, 1, 1, 1, 1, 1], 1)
+    placement = Placement(spread(layer, (4, 3), (8,)), 6)
+    assert len({placement.hosts(e) for e in range(6)}) == 6  # six experts, six pairs of four instances
+
+
 def test_a_swap_makes_room_when_every_open_instance_holds_the_expert():
     # two replicas of the light expert 3; when they come, only one instance is open
     weight, replicas = np.array([9.0, 9.0, 9.0, 1.0]), np.array([1, 1, 1, 2], dtype=np.int32)
@@ -127,10 +144,10 @@ def test_batches_from_counts_hold_distinct_experts_by_popularity():
     assert seen[3:].min() > 5 * seen[1:3].max()
 
 
-def test_janus_is_no_worse_than_eplb_on_recorded_routing():
-    if not GPT_OSS.exists():
-        pytest.skip(f"recorded routing is absent: {GPT_OSS}")
-    ids = np.load(GPT_OSS)["topk"].astype(np.int16)[:, :, ::6]  # requests, steps, four layers of 24, K
+def test_janus_is_no_worse_than_eplb_on_recorded_routing(shared):
+    ids = np.load(shared / "data" / "routing" / "gptoss20b.npz")["topk"].astype(np.int16)[
+        :, :, ::6
+    ]  # requests, steps, four layers of 24, K
     train, test = (RoutingTrace(part.reshape(-1, 4, 4), 32) for part in (ids[:96], ids[96:]))
     means = {}
     for method in METHODS:

@@ -61,6 +61,22 @@ def test_without_a_folder_for_compiled_code_functions_compile_anyway(monkeypatch
     assert numba_backend.compiled(lambda x: x + 1)(1) == 2
 
 
+@pytest.mark.parametrize("method", ["exact", "random"])
+def test_nothing_is_left_to_compile_for_the_first_batch(method):
+    out = run(f"""
+        import numpy as np
+        from janus.sched import Balancer, numba_backend
+        from janus.types import Placement
+        balancer = Balancer(Placement([[0, 1]], num_experts=2), method="{method}", backend="numba", max_tokens=2)
+        functions = numba_backend.choose, numba_backend.split
+        before = [len(f.signatures) for f in functions]
+        for dtype in ("i4", "i8", "u1", ">i2"):
+            balancer(np.zeros((2, 1), dtype=dtype), 0)
+        print(before, [len(f.signatures) for f in functions])
+    """)
+    assert out in ("[2, 0] [2, 0]", "[0, 2] [0, 2]")  # int32 and int64, of the one function that the method uses
+
+
 @pytest.mark.parametrize("function", [numba_backend.choose, numba_backend.split])
 def test_compiled_code_is_kept_on_disk_here(function):
     assert function.stats.cache_path

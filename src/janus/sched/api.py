@@ -24,7 +24,7 @@ class Assignment:
         load: int32 [G], activated slots of each instance.
         tokens_per_slot: int32 [R], routing entries sent to each physical slot.
         a_max: max of `load`, 0 for an empty batch.
-        lower_bound: no one-replica-per-expert assignment of this batch has a smaller a_max (it may not be reached).
+        lower_bound: no assignment of this batch has a smaller a_max (it need not be reachable).
         backend: the backend that ran.
     """
 
@@ -74,7 +74,7 @@ def balance(
     name, fill = pick(backend)
     tables = LayerTables.build(placement, placement.layer(layer), method)
     work = Workspace(tables.num_experts, tables.num_instances, tables.num_slots)
-    ids = host_ids(topk_ids, tables.num_slots)
+    ids = host_ids(topk_ids, tables.num_slots)  # host sync here when topk_ids is on an accelerator
     room = Room(ids, len(ids), as_tensor=is_tensor(topk_ids))
     room.run(fill, method, ids, tables, work)
     physical_ids = room.shown.to(topk_ids.device) if is_tensor(topk_ids) else room.shown
@@ -148,7 +148,7 @@ class Balancer:
                 "sched.max_tokens", f"a batch holds at most max_tokens={self.max_tokens} tokens, got {tokens}; {remedy}"
             )
         key = (ids.dtype, top_k, as_tensor, is_native(ids))
-        if key not in self._rooms:
+        if key not in self._rooms:  # the only allocation, once per kind of input
             self._rooms[key] = Room(ids, self.max_tokens, as_tensor=as_tensor)
         room = self._rooms[key]
         room.run(self._fill, self.method, ids, tables, self._work)

@@ -87,11 +87,13 @@ def assign_hosts(weight_E: Floats, replicas_E: IntArray, shape: tuple[int, int],
     """
     G, C = shape
     members: list[list[int]] = [[] for _ in range(G)]
+    # heaviest first; replicas of one expert follow each other
     order = np.argsort(-weight_E, kind="stable")
     for e in np.repeat(order, replicas_E[order]).tolist():
         open_G = np.array([len(m) < C and e not in m for m in members])
         if not open_G.any():
             open_G[_make_room(e, members, C, rule)] = True
+        # best score, then fewest experts, then lowest id
         score = np.where(open_G, rule.score(e), np.inf)
         g = int(np.lexsort((np.array([len(m) for m in members]), score))[0])
         members[g].append(e)

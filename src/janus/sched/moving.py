@@ -41,7 +41,7 @@ def keep(new_GC: IntArray, old_GC: IntArray) -> IntArray:
     for _ in range(G):
         where, new = np.unravel_index(int(np.argmax(common)), (G, G))
         out[where] = _reorder(new_GC[new], old[where])
-        common[where], common[:, new] = -1, -1
+        common[where], common[:, new] = -1, -1  # both are taken
     return out
 
 
@@ -53,6 +53,7 @@ def _reorder(new: npt.NDArray[np.int32], old: npt.NDArray[np.int32]) -> npt.NDAr
     row = np.full(len(new), -1, dtype=np.int32)
     held = old[: len(new)]
     row[:] = np.where(np.isin(held, new), held, -1)
+    # newcomers take the places that are left
     rest = [e for e in new.tolist() if e >= 0 and e not in row]
     row[np.flatnonzero(row < 0)[: len(rest)]] = rest
     return row

@@ -104,6 +104,7 @@ def start(
         if n == 0:
             continue
         active += 1
+        # the least-loaded host; a strict comparison leaves ties to the lower id
         best = log2phy[e, 0]
         g = best // C
         if X > 1 and log2phy[e, 1] >= 0:
@@ -132,6 +133,7 @@ def shift(
     """One cost-reducing path from the first most-loaded instance, breadth first; False when there is none."""
     G = len(load)
     C, X = len(phy2log) // G, log2phy.shape[1]
+    # the first most-loaded instance
     source = 0
     for g in range(1, G):
         if load[g] > load[source]:
@@ -139,6 +141,7 @@ def shift(
     top = load[source]
     if top <= bound:
         return False
+    # breadth first; takes[h] >= 0 marks h as seen
     takes[:] = -1
     takes[source] = source * C
     queue[0] = source
@@ -147,7 +150,7 @@ def shift(
         g = queue[head]
         head += 1
         for r in range(g * C, (g + 1) * C):
-            if per_slot[r] == 0:
+            if per_slot[r] == 0:  # not in use: empty, not activated, or another replica serves
                 continue
             e = phy2log[r]
             for x in range(X):
@@ -160,6 +163,7 @@ def shift(
                 leaves[h] = r
                 takes[h] = s
                 if load[h] <= top - 2:
+                    # walk back: every expert on the way takes its new slot and brings its tokens
                     load[h] += 1
                     load[source] -= 1
                     while h != source:
@@ -184,6 +188,7 @@ def split(ids: Any, out: Any, log2phy: Any, logcnt: Any, G: int, flat: Any, R: i
     bad = count(ids, tokens, E)
     if bad >= 0:
         return bad
+    # count, lower bound
     bound[0] = forced_bound(tokens, load, log2phy, logcnt, C)
     tokens[:] = 0  # from here on: entries of each expert seen so far
     replica[:] = -1
@@ -191,6 +196,7 @@ def split(ids: Any, out: Any, log2phy: Any, logcnt: Any, G: int, flat: Any, R: i
     load[:] = 0
     spent[:] = 0
     flat_ids, flat_out = ids.reshape(-1), out.reshape(-1)
+    # entry by entry
     salt = batch_salt(flat_ids) if kind == 1 else 0
     for i in range(len(flat_ids)):
         e = flat_ids[i]

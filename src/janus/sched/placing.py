@@ -62,12 +62,14 @@ def place(
     check_slots(num_experts, num_instances * slots_per_instance)
     old = check_previous(previous, num_experts, len(layers), uniform)
     shape = (num_instances, slots_per_instance)
+    # a map per layer
     if method == "janus":
         _check_top_k(layers[0].top_k, num_experts)
         rng = np.random.default_rng(seed)
         maps = [_janus(layer, shape, batch_sizes, rng) for layer in layers]
     else:
         maps = [CANDIDATES[method](layer, shape) for layer in layers]
+    # instances are interchangeable: name them as before
     if old is not None:
         maps = [keep(new, old.slots[old.layer(layer)]) for layer, new in enumerate(maps)]
     return Placement(maps[0] if uniform else np.stack(maps), num_experts)

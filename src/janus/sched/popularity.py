@@ -72,5 +72,6 @@ def popularity(trace_or_counts: RoutingTrace | npt.ArrayLike, top_k: int) -> tup
             raise JanusError("sched.counts", "a placement needs routing to look at, got a trace of 0 tokens")
         counts = trace.counts().astype(np.float64)
         return [Popularity(row, trace.top_k, (trace, layer)) for layer, row in enumerate(counts)], False
+    # 1-D counts make one map that serves every layer
     counts = check_counts(trace_or_counts)
     return [Popularity(row, top_k) for row in np.atleast_2d(counts)], counts.ndim == 1

@@ -25,15 +25,18 @@ def fill(
     for position, e in enumerate(entries):
         if not -1 <= e < tables.num_experts:
             return position
+    # count, lower bound
     tokens = _count(entries, tables)
     bound = lower_bound(tokens, tables)
     if method in ("exact", "greedy"):
+        # one replica per expert: start, then shift until it is optimal
         replica = start(tokens, tables, tie_by_tokens=method == "exact")
         if method == "exact":
             while shift(replica, bound, tables):
                 pass
+        # rewrite
         physical = [replica[e] if e >= 0 else -1 for e in entries]
-    else:
+    else:  # baselines: entry by entry
         physical = SPLITS[method](entries, tables)
     _tally(entries, physical, tables, work)
     work.bound[0] = bound
@@ -87,10 +90,10 @@ def shift(replica: list[int], bound: int, tables: LayerTables) -> bool:
     top = max(load)
     if top <= bound:
         return False
-    source = load.index(top)
+    source = load.index(top)  # one source without a path is proof enough: see docs/sched.md
     came: dict[int, tuple[int, int]] = {source: (-1, -1)}  # instance -> (slot the expert leaves, slot it takes)
     queue = [source]
-    for g in queue:
+    for g in queue:  # grows while it is read: breadth first
         for leaves in range(g * tables.slots_per_instance, (g + 1) * tables.slots_per_instance):
             e = int(tables.phy2log[leaves])
             if e < 0 or replica[e] != leaves:
@@ -100,6 +103,7 @@ def shift(replica: list[int], bound: int, tables: LayerTables) -> bool:
                 if h in came:
                     continue
                 came[h] = (leaves, takes)
+                # at top - 1 the expert would only make h the most loaded
                 if load[h] <= top - 2:
                     _walk_back(h, source, came, replica, tables)
                     return True

@@ -45,7 +45,9 @@ def fill_spare(counts: npt.NDArray[np.float64], num_slots: int, max_replicas: in
     out = np.ones(counts.shape, dtype=np.int32)
     for row, replicas in zip(counts.reshape(-1, num_experts), out.reshape(-1, num_experts), strict=True):
         for _ in range(min(num_slots, cap * num_experts) - num_experts):
+            # experts at the cap are out of the running
             each = np.where(replicas < cap, row / np.float64(replicas) ** power, -1.0)
+            # fewest replicas first, then lowest id: experts that were never seen share the rest evenly
             tied = np.flatnonzero(each == each.max())
             replicas[tied[np.argmin(replicas[tied])]] += 1
     return out
