@@ -61,7 +61,11 @@ class Agreement:
             raise
         counts = tuple(notice.b for notice in heard.values())
         if mine.kind != "close":
-            self._check(mine, heard)
+            try:
+                self._check(mine, heard)
+            except JanusError:
+                self._session.wire.settle(at)  # the others must hear of it before this program ends
+                raise
         kind = "close" if any(notice.kind == "close" for notice in heard.values()) else mine.kind
         return Notice(kind, mine.b, next(iter(heard.values())).layer, counts)
 

@@ -110,10 +110,8 @@ class Exchange:
             "topology": topology.to_dict(), "cost": self.cost.to_dict(),
         }  # fmt: skip
         self._session = Session(topology, self.timeouts, terms, contract or {})
-        self.rank, self.role = self._session.rank, self._session.role
-
-    rank: int
-    role: Role
+        self.rank: int = self._session.rank
+        self.role: Role = self._session.role
 
     @property
     def regime(self) -> str:
@@ -179,7 +177,12 @@ class Exchange:
         mine = self.topology.instance(self.rank)
         counts = tuple(n if a == mine else 0 for a, n in enumerate(step.counts))
         ids = None if physical_ids is None else physical_ids.to(torch.int32)
-        held = Held(x.detach().clone(), counts, ids, None if weights is None else weights.detach())
+        held = Held(
+            x.detach().clone(memory_format=torch.contiguous_format),
+            counts,
+            ids,
+            None if weights is None else weights.detach(),
+        )
         at = At.within("dispatch", layer, self.timeouts.step_s)
         _, trail = self._travel(step, held, at)
         self._open = Handle(layer, step.counts, physical_ids, weights, len(x), trail, time.monotonic())
@@ -202,16 +205,17 @@ class Exchange:
         if step is None:
             heard = self._agree("receive", Notice("dispatch", 0, -1))
             step, layer = self._as_step(heard), heard.layer
-            if step.closed:
-                raise JanusError("comm.closed", "the attention side has closed this exchange; stop serving")
-        elif not step.total or step.closed:
-            order("no dispatch follows in a step of 0 tokens; call begin() for the next step")
         else:
             layer, self._layer = self._layer, self._layer + 1
+        if step.closed:
+            raise JanusError("comm.closed", "the attention side has closed this exchange; stop serving")
+        if self._step and not step.total:
+            order("no dispatch follows in a step of 0 tokens; call begin() for the next step")
         at = At.within("receive", layer, self.timeouts.step_s)
         none = torch.empty(0, self.hidden_size, dtype=self.dtype)
+        replies = self._session.wire.pending
         held, trail = self._travel(step, Held(none, (0,) * len(step.counts)), at)
-        self._session.wire.settle(at)
+        self._session.wire.settle(at, replies)  # of the layer before: long gone, since its sums were needed for this
         ids = None if held.ids is None else held.ids.to(torch.int64)
         self._open = Handle(layer, held.counts, ids, held.weights, len(held.x), trail, time.monotonic())
         return held.x, self._open
@@ -354,7 +358,7 @@ class Exchange:
 
     def _check_side(self, wanted: Role, what: str) -> None:
         checks.check_role(self.role, wanted, self.rank, what)
-        self._session.check_usable(what)
+        self._session.check_usable("dispatch" if what == "gather_topk" else what)
 
     def _check_idle(self, what: str) -> None:
         if self.role == "idle":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from janus.comm.store import Board, StoreGone
@@ -27,10 +28,34 @@ def agree(board: Board, mine: dict[str, Any], members: tuple[int, ...], rank: in
         PeerLost: phase ``"rendezvous"``; a rank has pinned nothing in time.
     """
     deadline = time.monotonic() + seconds
-    said = collect(board, "contract", mine, members, rank, deadline)
+    said: dict[int, Any] = {}
+    wanted = set(members)
+    while wanted - set(said):
+        try:
+            said |= collect(board, "contract", mine, tuple(sorted(wanted)), rank, deadline)
+        except PeerLost:
+            said |= _present(board, wanted)
+            if difference(said):
+                break
+            raise
+        # a rank that was told another topology may wait for ranks this one does not know: then all must hear of it
+        wanted |= {r for contract in said.values() for r in _named(contract)}
     problem = difference(said)
     if problem:
         raise JanusError("comm.contract", problem)
+
+
+def _named(contract: dict[str, Any]) -> set[int]:
+    topology = contract.get("topology", {})
+    return {r for pool in ("attention", "experts") for node in topology.get(pool, ()) for r in node}
+
+
+def _present(board: Board, ranks: Iterable[int]) -> dict[int, Any]:
+    try:
+        found = board.read(f"contract/{r}" for r in ranks)
+    except StoreGone:
+        return {}
+    return {int(key.split("/")[1]): value for key, value in found.items()}
 
 
 def collect(board: Board, key: str, value: Any, members: tuple[int, ...], rank: int, deadline: float) -> dict[int, Any]:
@@ -57,6 +82,8 @@ def difference(said: dict[int, dict[str, Any]]) -> str:
         >>> difference({0: {"top_k": 2}, 3: {"top_k": 4}})
         'every rank must give the same top_k; rank 0 has 2, rank 3 has 4; make the arguments equal'
     """
+    if not said:
+        return ""
     first = min(said)
     fields = sorted({field for contract in said.values() for field in contract})
     for field in fields:

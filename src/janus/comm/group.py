@@ -7,12 +7,14 @@ import time
 from datetime import timedelta
 from typing import Any
 
-import torch.distributed as dist
+import torch.distributed
 
 from janus.comm.store import Board, StoreGone
 from janus.comm.terms import Timeouts
 from janus.errors import JanusError, PeerLost
 from janus.types import Topology
+
+dist: Any = torch.distributed  # its type information leaves out the stores
 
 
 def rendezvous(topology: Topology, timeouts: Timeouts | None = None) -> int:

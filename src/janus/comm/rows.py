@@ -95,7 +95,9 @@ class Sliced:
 
     def pack(self, held: Held, hop: Hop, select: Select) -> torch.Tensor:
         """The message of `hop`; never empty, since it carries its own counts."""
-        assert held.ids is not None and held.weights is not None and isinstance(select, torch.Tensor)
+        assert held.ids is not None
+        assert held.weights is not None
+        assert isinstance(select, torch.Tensor)
         starts = torch.tensor(offsets(held.counts)[hop.sources[0] : hop.sources[-1] + 2])
         per_source = torch.searchsorted(select, starts).diff().to(torch.int32)
         keep = self._wanted(held, hop)[select]

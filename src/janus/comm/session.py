@@ -20,8 +20,10 @@ from janus.comm.watch import Watch
 from janus.comm.wire import At, Wire
 from janus.errors import JanusError, PeerLost
 from janus.types import Topology
+from janus.types.topology import Role
 
 _IDS_TAG = 20
+_BLAME_CALL_S = 0.7  # a survivor must not wait long for a store that died with the rank it asks about
 
 
 class Session:
@@ -45,7 +47,7 @@ class Session:
         self.topology, self._timeouts = topology, timeouts
         fields = _fields(terms, contract)
         self.rank = group.rendezvous(topology, timeouts)
-        self.role = topology.role(self.rank)
+        self.role: Role = topology.role(self.rank)
         self.members = topology.attention_ranks + topology.expert_ranks
         self._rounds: dict[str, int] = {}
         self._closed = False
@@ -59,8 +61,9 @@ class Session:
     def _connect(self, store: Any, fields: dict[str, Any]) -> None:
         deadline = time.monotonic() + self._timeouts.rendezvous_s
         agree(self._board, fields, self.members, self.rank, self._timeouts.rendezvous_s)
-        self._group = group.connect(store, self._board.prefix, self.members, self.rank, deadline)
-        self.watch = Watch(self._board, self._group, self.members, self.rank)
+        self._group: Any = group.connect(store, self._board.prefix, self.members, self.rank, deadline)
+        notes = Board(store, self._board.prefix, call_s=_BLAME_CALL_S)
+        self.watch = Watch(notes, self._group, self.members, self.rank)
         self.wire = Wire(self._group, self.topology, self.rank, self.watch)
         atexit.register(self.watch.abandon)
 
@@ -95,6 +98,8 @@ class Session:
 
     def share(self, name: str, value: Any, ranks: tuple[int, ...] | None) -> dict[int, Any]:
         """All-gather JSON through the store."""
+        if self.role == "idle":
+            raise JanusError("comm.role", f"rank {self.rank} is idle in topology {self.topology}; it shares nothing")
         members = tuple(sorted(self.members if ranks is None else ranks))
         if self.rank not in members or not set(members) <= set(self.members):
             raise JanusError(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 _CALL_S = 5.0  # one store call takes < 1 ms; a store whose host is stopped never answers
-_POLL_S = 0.005
+_POLL_S = (0.005, 0.05)  # first pause between two looks, and the longest
 
 
 class StoreGone(RuntimeError):
@@ -23,10 +23,12 @@ class Board:
     Args:
         store: a `torch.distributed` store.
         prefix: goes before every key.
+        call_s: bound of one call; after a call that did not answer, the next ones fail at once.
     """
 
-    def __init__(self, store: Any, prefix: str) -> None:
-        self._store, self.prefix = store, prefix
+    def __init__(self, store: Any, prefix: str, call_s: float = _CALL_S) -> None:
+        self._store, self.prefix, self._call_s = store, prefix, call_s
+        self._gone = False
 
     def put(self, key: str, value: Any) -> None:
         """Pin `value` under `key`.
@@ -35,24 +37,34 @@ class Board:
             StoreGone: the store does not answer.
         """
         text = json.dumps(value)
-        _bounded(lambda: self._store.set(f"{self.prefix}/{key}", text), _CALL_S)
+        self._ask(lambda: self._store.set(f"{self.prefix}/{key}", text))
 
     def read(self, keys: Iterable[str]) -> dict[str, Any]:
         """The values that are there now; keys without one are left out."""
-        return _bounded(lambda: {key: self._get(key) for key in keys if self._has(key)}, _CALL_S)
+        return self._ask(lambda: {key: self._get(key) for key in keys if self._has(key)})
 
     def wait(self, keys: Iterable[str], deadline: float) -> dict[str, Any]:
         """Read `keys` until all are there or `deadline` (`time.monotonic`) has passed; the absent are left out."""
-        wanted, found = list(keys), {}
+        wanted, found, pause = list(keys), {}, _POLL_S[0]
         while True:
             found |= self.read(key for key in wanted if key not in found)
             if len(found) == len(wanted) or time.monotonic() >= deadline:
                 return found
-            time.sleep(_POLL_S)
+            time.sleep(pause)
+            pause = min(pause * 1.5, _POLL_S[1])
 
     def count(self, key: str) -> int:
         """Add one to the number under `key` and return it."""
-        return _bounded(lambda: self._store.add(f"{self.prefix}/{key}", 1), _CALL_S)
+        return self._ask(lambda: self._store.add(f"{self.prefix}/{key}", 1))
+
+    def _ask(self, call: Callable[[], Any]) -> Any:
+        if self._gone:
+            raise StoreGone("the rendezvous store has failed before")
+        try:
+            return _bounded(call, self._call_s)
+        except StoreGone:
+            self._gone = True
+            raise
 
     def _has(self, key: str) -> bool:
         return self._store.check([f"{self.prefix}/{key}"])

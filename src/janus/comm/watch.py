@@ -25,7 +25,10 @@ _SILENT_GRACE_S = 1.0  # a deadline: the other ranks' deadlines pass at about th
 
 
 class Watch:
-    """One thread that blocks on the next rank of the ring and wakes when that rank's connection closes.
+    """Threads that block on the ranks 1, 2, 4, 8, ... places further on and wake when such a connection closes.
+
+    So a death is noticed at once even by ranks that wait for somebody else, and the news goes around ranks that are
+    stopped and pass nothing on.
 
     Args:
         board: where suspicions are pinned.
@@ -35,22 +38,33 @@ class Watch:
     """
 
     def __init__(self, board: Board, group: Any, members: tuple[int, ...], rank: int) -> None:
-        self._board, self._group, self._members, self._rank = board, group, members, rank
+        self._board, self._members, self._rank = board, members, rank
+        self._group: Any = group
         self._lock = threading.Lock()
-        self._first: tuple[int, str, float] | None = None  # peer, what was seen, grace in seconds
+        self._note: dict[str, Any] | None = None  # what this rank has pinned: peer, silent, why, waiting
         self._verdict: PeerLost | None = None
         self.leaving = False
-        self._thread = threading.Thread(target=self._run, daemon=True, name="janus-watch")
-        self._thread.start()
+        me, n = members.index(rank), len(members)
+        self._threads = [
+            threading.Thread(target=self._run, args=((me + (1 << i)) % n,), daemon=True, name="janus-watch")
+            for i in range((n - 1).bit_length())
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def lost(self, peer: int, phase: str, layer: int, why: str, *, silent: bool) -> PeerLost:
-        """Pin the suspicion, break this rank's connections and return the error that names the rank really lost."""
-        self._accuse(peer, phase, layer, why, silent=silent)
-        assert self._first is not None
-        first, why, grace = self._first
-        culprit, note = self._follow(first, time.monotonic() + grace)
-        if culprit != first:
-            why = f"seen through rank {first}: {note}"
+        """Pin the suspicion, break this rank's connections and return the error that names the rank really lost.
+
+        Args:
+            peer: whom this rank was waiting for.
+            phase: of the call that failed.
+            layer: of the call that failed.
+            why: what was seen.
+            silent: a deadline passed, rather than a connection closed.
+        """
+        first = self._accuse(peer, why, silent=silent, waiting=peer)
+        culprit = self._follow(first, time.monotonic() + (_SILENT_GRACE_S if first["silent"] else _CLOSED_GRACE_S))
+        why = first["why"] if culprit == first["peer"] else f"{first['why']} by rank {first['peer']}, which had lost it"
         if self.left(culprit):
             why = f"it closed its exchange ({why})"
         self._verdict = PeerLost(phase, layer, self._rank, culprit, why)
@@ -59,14 +73,14 @@ class Watch:
     @property
     def broken(self) -> bool:
         """Whether somebody was lost."""
-        return self._first is not None
+        return self._note is not None
 
     def again(self, phase: str) -> PeerLost:
-        """The loss once more, for a later call."""
-        if self._verdict is None:  # this rank's own thread saw it before any call did
-            assert self._first is not None
-            return self.lost(self._first[0], phase, -1, self._first[1], silent=False)
-        return PeerLost(phase, -1, self._rank, self._verdict.peer, self._verdict.detail)
+        """The loss once more, for a later call; or for the first time, if only the threads have seen it."""
+        if self._verdict is not None:
+            return PeerLost(phase, -1, self._rank, self._verdict.peer, self._verdict.detail)
+        assert self._note is not None
+        return self.lost(self._note["peer"], phase, -1, self._note["why"], silent=self._note["silent"])
 
     def left(self, peer: int) -> bool:
         """Whether `peer` closed its exchange in good order."""
@@ -85,59 +99,75 @@ class Watch:
         """Break the connections and end the thread without a word: the others have lost this rank."""
         self.leaving = True
         self._break()
-        self._thread.join(seconds)
+        for thread in self._threads:
+            thread.join(seconds)
         self._group = None
 
-    def _run(self) -> None:
-        me = self._members.index(self._rank)
-        after = (me + 1) % len(self._members)
+    def _run(self, number: int) -> None:
+        peer = self._members[number]
         try:
-            self._group.recv([torch.empty(1, dtype=torch.uint8)], after, _WATCH_TAG).wait(_FOREVER)
-        except RuntimeError as error:
-            if self.leaving or self._first:
-                return
-            peer, why = self._members[after], _short(error)
-            with contextlib.suppress(StoreGone):
-                deadline = time.monotonic() + _CLOSED_GRACE_S
-                while time.monotonic() < deadline:
-                    notes = self._board.read([f"closed/{peer}", f"suspect/{peer}"])
-                    if f"closed/{peer}" in notes:
-                        return  # it left in good order; whoever still needs it will say so
-                    if notes:
-                        break
-                    time.sleep(0.01)
-            self._accuse(peer, "watch", -1, why, silent=False)
+            self._group.recv([torch.empty(1, dtype=torch.uint8)], number, _WATCH_TAG).wait(_FOREVER)
+        except RuntimeError:
+            if not self.leaving and not self.broken and not self._left_politely(peer):
+                self._accuse(peer, "connection closed", silent=False)
 
-    def _accuse(self, peer: int, phase: str, layer: int, why: str, *, silent: bool) -> None:
-        with self._lock:
-            if self._first is not None or self.leaving:
-                self._first = self._first or (peer, why, _CLOSED_GRACE_S)
-                return
-            self._first = (peer, why, _SILENT_GRACE_S if silent else _CLOSED_GRACE_S)
-            with contextlib.suppress(StoreGone):
-                note = {"peer": peer, "phase": phase, "layer": layer, "why": why}
-                self._board.put(f"suspect/{self._rank}", note)
-        self._break()
-
-    def _follow(self, first: int, deadline: float) -> tuple[int, str]:
-        """Walk from suspect to suspect until one has pinned no suspicion of its own."""
-        seen, culprit, note = {self._rank}, first, ""
+    def _left_politely(self, peer: int) -> bool:
+        """Whether `peer` closed in good order; then whoever still needs it will say so."""
+        deadline = time.monotonic() + _CLOSED_GRACE_S
         with contextlib.suppress(StoreGone):
-            while culprit not in seen:
-                seen.add(culprit)
-                found = self._board.wait([f"suspect/{culprit}"], deadline)
-                if not found:
-                    return culprit, note
-                (said,) = found.values()
-                culprit, note = said["peer"], said["why"]
-        return (first, "") if culprit in seen else (culprit, note)  # a circle, or no store: only the first is known
+            while time.monotonic() < deadline and not self.leaving:
+                notes = self._board.read([f"closed/{peer}", f"suspect/{peer}"])
+                if notes:
+                    return f"closed/{peer}" in notes
+                time.sleep(0.01)
+        return False
+
+    def _accuse(self, peer: int, why: str, *, silent: bool, waiting: int | None = None) -> dict[str, Any]:
+        """Pin whom this rank lost first, and whom its caller was waiting for meanwhile; returns the note."""
+        with self._lock:
+            if self._note is None:
+                self._note = {"peer": peer, "silent": silent, "why": why}
+            if waiting is not None:
+                self._note["waiting"] = waiting
+            note = dict(self._note)
+            if not self.leaving:
+                with contextlib.suppress(StoreGone):
+                    self._board.put(f"suspect/{self._rank}", note)
+        self._break()
+        return note
+
+    def _follow(self, mine: dict[str, Any], deadline: float) -> int:
+        """Walk from suspect to suspect to one that has pinned nothing: it could not, so it is the one."""
+        with contextlib.suppress(StoreGone):
+            while True:
+                culprit = self._walk(mine, {self._rank}, deadline)
+                if culprit is not None:
+                    return culprit
+                if time.monotonic() >= deadline:
+                    break
+                time.sleep(0.02)  # a note may still lack whom its rank was waiting for
+        return mine["peer"]  # a circle, or no store: only the first is known
+
+    def _walk(self, note: dict[str, Any], seen: set[int], deadline: float) -> int | None:
+        """Depth first: whom a rank lost, then whom it was waiting for when others gave it up."""
+        for suspect in (note["peer"], note.get("waiting")):
+            if suspect is None or suspect in seen:
+                continue
+            seen.add(suspect)
+            found = self._board.wait([f"suspect/{suspect}"], deadline)
+            if not found:
+                return suspect
+            (theirs,) = found.values()
+            deeper = self._walk(theirs, seen, deadline)
+            if deeper is not None:
+                return deeper
+        return None
 
     def _break(self) -> None:
         """Close every connection of the group: gloo does so when a wait on any of them times out."""
-        group = self._group
-        for peer in range(len(self._members)) if group is not None else ():
-            if self._members[peer] == self._rank:
-                continue
+        group: Any = self._group
+        others = [i for i, member in enumerate(self._members) if member != self._rank]
+        for peer in others if group is not None else ():
             try:
                 group.recv([torch.empty(1, dtype=torch.uint8)], peer, _BREAK_TAG).wait(timedelta(milliseconds=1))
             except RuntimeError as error:
@@ -148,7 +178,3 @@ class Watch:
 def is_deadline(error: RuntimeError) -> bool:
     """Whether gloo gave up waiting, rather than seeing a connection close."""
     return "Timed out" in str(error)
-
-
-def _short(error: RuntimeError) -> str:
-    return "deadline passed" if is_deadline(error) else "connection closed"

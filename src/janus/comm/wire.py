@@ -52,7 +52,8 @@ class Wire:
     """
 
     def __init__(self, group: Any, topology: Topology, rank: int, watch: Watch) -> None:
-        self._group, self._rank, self._watch = group, rank, watch
+        self._group: Any = group
+        self._watch = watch
         members = topology.attention_ranks + topology.expert_ranks
         self._number = {member: i for i, member in enumerate(members)}
         self._near = {member: same_box(topology, rank, member) for member in members}
@@ -90,9 +91,15 @@ class Wire:
             except RuntimeError as error:
                 raise self._lost(post.peer, at, error) from None
 
-    def settle(self, at: At) -> None:
-        """Wait until everything sent has left its buffers."""
-        sends, self._sends = self._sends, []
+    @property
+    def pending(self) -> int:
+        """Messages sent since the last `settle`."""
+        return len(self._sends)
+
+    def settle(self, at: At, oldest: int | None = None) -> None:
+        """Wait until everything sent, or its `oldest` messages, has left its buffers."""
+        n = self.pending if oldest is None else oldest
+        sends, self._sends = self._sends[:n], self._sends[n:]
         self.wait(sends, at)
 
     def reset_traffic(self) -> None:

@@ -1,0 +1,67 @@
+"""Layer 2: a rank is killed or stopped in every phase; every other rank names it, in time, and closes cleanly."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+TOPOLOGY = {"attention": [[0, 1]], "experts": [[2, 3]]}
+STEP_S = 2.0
+# killed: the connection closes, nobody waits for a deadline. Half of step_s also covers a busy test machine, and
+# separates "at once" from "at the deadline"; the idle case sleeps 0.8 s on purpose.
+AT_ONCE_S = 1.9
+
+KILLS = [
+    (victim, where, regime)
+    for where in ("idle", "before", "between")
+    for victim, regime in ((0, "direct"), (1, "gather"), (2, "gather"), (3, "direct"))
+]
+STOPS = [
+    (0, "before", "direct"),
+    (1, "between", "gather"),
+    (2, "between", "direct"),
+    (2, "between", "gather"),
+    (3, "before", "gather"),
+]
+
+
+def _survivors(nursery, victim, where, sig, regime):
+    outcomes = nursery.run(
+        "failure",
+        4,
+        deadline_s=25,
+        topology=TOPOLOGY,
+        victim=victim,
+        where=where,
+        sig=sig,
+        regime=regime,
+        step_s=STEP_S,
+    )
+    assert outcomes[victim].signal == signal.SIGKILL, "the victim died as planned, or was still stopped at the end"
+    others = [outcome for outcome in outcomes if outcome.rank != victim]
+    for outcome in others:
+        assert outcome.exit_code == 0, outcome.error
+        assert outcome.value["rank"] == outcome.rank
+        assert outcome.value["peer"] == victim, outcome.value
+        assert outcome.value["again"] == f"PeerLost {victim}", "the loss stays"
+        assert outcome.value["closing"] < 1.0
+        assert outcome.value["threads"] == 1
+    return [outcome.value for outcome in others]
+
+
+@pytest.mark.parametrize(("victim", "where", "regime"), KILLS)
+def test_every_survivor_names_a_killed_rank_at_once(nursery, victim, where, regime):
+    values = _survivors(nursery, victim, where, "SIGKILL", regime)
+    assert max(value["seconds"] for value in values) < AT_ONCE_S
+    if where == "idle":
+        assert {value["phase"] for value in values} == {"begin"}
+    else:
+        assert {value["layer"] for value in values} <= {1, -1}
+
+
+@pytest.mark.parametrize(("victim", "where", "regime"), STOPS)
+def test_every_survivor_names_a_stopped_rank_after_the_deadline(nursery, victim, where, regime):
+    values = _survivors(nursery, victim, where, "SIGSTOP", regime)
+    assert max(value["seconds"] for value in values) < STEP_S + 2.0
+    assert min(value["seconds"] for value in values) > STEP_S / 2
