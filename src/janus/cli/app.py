@@ -123,10 +123,10 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Find the fewest GPUs that serve CONFIG within an SLO, beside the best colocated deployment."""
-    from janus.cli.plan import check_outputs, make_plan, print_plan
+    from janus.cli.plan import check_asked, make_plan, print_plan
     from janus.types import Slo
 
-    check_outputs(plot, save)
+    check_asked(explain or [], plot, save)
     found = make_plan(
         config, hardware=hardware, gpus_per_node=gpus_per_node, inter_node_gbps=inter_node_gbps, routing=routing,
         recording=recording, synthetic=synthetic, requests=requests, demand=demand, context=context,
