@@ -13,7 +13,7 @@ from janus.cli import main
 from janus.cli.report import RunFailed, fail, from_dict, to_dict
 
 SRC = Path(__file__).parents[2] / "src"
-COMMANDS = ("run", "trace")
+COMMANDS = ("run", "plan", "trace")
 
 
 def python(code, *arguments, **env):

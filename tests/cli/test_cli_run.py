@@ -221,9 +221,11 @@ def test_text_of_a_result(capsys):
         "tpot_ms": 2.5,
         "traffic": traffic,
     }
-    expert = {"rank": 1, "role": "expert", "layers": [{"a_max_mean": 2.0}, {"a_max_mean": 3.0}]}
+    means = [{"batches": 5, "a_max_mean": 2.0}, {"batches": 5, "a_max_mean": 3.0}]
+    expert = {"rank": 1, "role": "expert", "layers": means}
+    routed_elsewhere = {"rank": 2, "role": "expert", "layers": [{"batches": 0, "a_max_mean": 0.0}]}
     rows = [{"tokens": [5, 6], "text": None}, {"tokens": [7], "text": "word"}]
-    print_result({"completions": rows, "stats": [attention, expert, {"rank": 2, "role": "idle"}]}, as_json=False)
+    print_result({"completions": rows, "stats": [attention, expert, routed_elsewhere]}, as_json=False)
     assert capsys.readouterr().out.splitlines() == [
         "# completion 0: 2 tokens",
         "5 6",
@@ -231,5 +233,52 @@ def test_text_of_a_result(capsys):
         "word",
         "# rank 0 attention: 4 tokens, 2.5 ms per output token, step 0.500 s, 2 messages 64 bytes in_node",
         "# rank 1 expert: mean a_max 2.50 over 2 layers",
-        "# rank 2 idle: ",
+        "# rank 2 expert: ",
     ]
+
+
+# the whole way: real processes, a tiny model
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A random Qwen3-MoE model with a tokenizer of 60 words, and the greedy continuation of two prompts."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = tmp_path_factory.mktemp("tiny")
+    words = tokenizers.models.WordLevel({f"w{i}": i for i in range(60)}, unk_token="w0")
+    raw = tokenizers.Tokenizer(words)
+    raw.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=raw).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.Qwen3MoeConfig(
+        vocab_size=60, hidden_size=32, intermediate_size=32, moe_intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16, num_experts=8, num_experts_per_tok=2,
+        max_position_embeddings=64, initializer_range=0.3, bos_token_id=0, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.Qwen3MoeForCausalLM(config)
+    model.save_pretrained(folder)
+    prompts = [[5, 6, 7], [8]]
+    outputs = [model.generate(torch.tensor([p]), max_new_tokens=6, do_sample=False)[0, len(p) :] for p in prompts]
+    return folder, [row.tolist() for row in outputs]
+
+
+def test_the_whole_way(tiny, capfd):
+    folder, expected = tiny
+    arguments = ["run", str(folder), "--topology", "1A2E", "--prompt", "w5 w6 w7", "--prompt", "w8", "--json"]
+    assert main([*arguments, "--max-new-tokens", "6", "--balance", "greedy", "--deadline", "240"]) == 0
+    result = json.loads(capfd.readouterr().out)
+    assert [row["tokens"] for row in result["completions"]] == expected
+    assert [row["text"] for row in result["completions"]] == [" ".join(f"w{i}" for i in row) for row in expected]
+    assert [(s["rank"], s["role"]) for s in result["stats"]] == [(0, "attention"), (1, "expert"), (2, "expert")]
+
+
+def test_what_the_ranks_refuse_is_said_once(tiny, tmp_path, capfd):
+    """More tokens than the model has positions: only a rank, which has read the model, can tell."""
+    folder, _ = tiny
+    arguments = ["run", str(folder), "--topology", "1A1E", "--prompt", "w5", "--max-new-tokens", "100", "--json"]
+    assert main([*arguments, "--deadline", "240"]) == 2
+    out, err = capfd.readouterr()
+    assert json.loads(out)["error"]["code"] == "generate.length"
+    assert err.count("[generate.length]") == 1

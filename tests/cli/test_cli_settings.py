@@ -36,10 +36,12 @@ def refuse(capsys, started, arguments):
     ("options", "code", "words"),
     [
         (["--topology", "2A"], "topology.parse", "'2A'"),
-        (["--topology", "0A1E"], "topology.parse", ">= 1"),
+        (["--topology", "0A1E"], "topology.parse", "'0A1E'"),
         (["--topology", "-1A2E"], "topology.parse", "'-1A2E'"),
         (["--topology", "1A1E", "--gpus-per-node", "0"], "topology.parse", "gpus_per_node"),
         (["--gate", "router"], "run.gate", "'experts', 'attention'; got 'router'"),
+        (["--balance", "best"], "sched.method", "'exact'"),
+        (["--regime", "fast"], "comm.regime", "'gather', 'auto'; got 'fast'"),
         (["--max-new-tokens", "0"], "run.tokens", ">= 1, got 0"),
         (["--max-new-tokens", "-3"], "run.tokens", "got -3"),
         (["--deadline", "0"], "run.timeout", "--deadline"),

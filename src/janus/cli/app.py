@@ -45,8 +45,8 @@ def run(
     topology: Annotated[str, typer.Option(help="Attention and expert processes, e.g. 2A4E.")],
     gpus_per_node: Annotated[int, typer.Option(help="Ranks that count as one node.")] = 8,
     gate: Annotated[str, typer.Option(help="Side that routes: experts or attention.")] = "experts",
-    balance: Annotated[str, typer.Option(help="How replicas are chosen: exact, greedy, cost, ...")] = "exact",
-    regime: Annotated[str, typer.Option(help="Exchange: auto, direct, gather or relay.")] = "auto",
+    balance: Annotated[str, typer.Option(help="How replicas are chosen: exact, greedy, tokens, ...")] = "exact",
+    regime: Annotated[str, typer.Option(help="Exchange: auto, direct or gather.")] = "auto",
     placement: Annotated[Path | None, typer.Option(help="Placement file; default: experts in order.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="JSON list of token-id lists, or of strings.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt as text; may be repeated.")] = None,
@@ -123,10 +123,10 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Find the fewest GPUs that serve CONFIG within an SLO, beside the best colocated deployment."""
-    from janus.cli.plan import check_outputs, make_plan, print_plan
+    from janus.cli.plan import check_asked, make_plan, print_plan
     from janus.types import Slo
 
-    check_outputs(plot, save)
+    check_asked(explain or [], plot, save)
     found = make_plan(
         config, hardware=hardware, gpus_per_node=gpus_per_node, inter_node_gbps=inter_node_gbps, routing=routing,
         recording=recording, synthetic=synthetic, requests=requests, demand=demand, context=context,

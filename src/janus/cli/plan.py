@@ -12,7 +12,7 @@ from janus.cli.progress import progress
 from janus.cli.trace import load_trace
 from janus.errors import JanusError
 from janus.scale import Cluster, ModelSpec, plan
-from janus.types import RequestTrace, RoutingTrace, Slo
+from janus.types import RequestTrace, RoutingTrace, Slo, Topology
 from janus.types.samples import SAMPLES, sample
 
 if TYPE_CHECKING:
@@ -84,9 +84,11 @@ def make_plan(
         )
 
 
-def check_outputs(*paths: Path | None) -> None:
-    """Refuse a file in a folder that does not exist before the search, not after it."""
-    for path in paths:
+def check_asked(explain: Sequence[str], *outputs: Path | None) -> None:
+    """Refuse what can be told before the search: a pair that is none, a file in a folder that does not exist."""
+    for name in explain:
+        Topology.parse(name)
+    for path in outputs:
         if path is not None and not path.parent.is_dir():
             raise JanusError("plan.output", f"cannot write {path}: {path.parent} is no folder; make it first")
 

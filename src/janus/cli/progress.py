@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 Advance = Callable[[float], None]
 
@@ -26,7 +27,7 @@ def progress(what: str) -> Iterator[Advance]:
         yield lambda fraction: bar.update(task, completed=fraction)
 
 
-def _bar():  # noqa: ANN202  # rich may be absent, so its type cannot be named here
+def _bar() -> Any:
     if not sys.stderr.isatty():
         return None
     try:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from janus.cli.prompts import Prompts, gather_prompts, read_config
+from janus.comm.layout import REGIMES
 from janus.errors import JanusError, known
+from janus.sched.backends import METHODS
 from janus.types import Placement, Topology
 
 GATES = ("experts", "attention")
@@ -69,6 +71,8 @@ def checked_settings(
     """
     parsed = Topology.parse(topology, gpus_per_node=gpus_per_node)
     known(gate, GATES, "--gate", "run.gate")
+    known(balance, METHODS, "--balance", "sched.method")
+    known(regime, (*REGIMES, "auto"), "--regime", "comm.regime")
     for name, value in (("--deadline", deadline_s), ("--step-timeout", step_s)):
         if not (math.isfinite(value) and value > 0):
             raise JanusError("run.timeout", f"{name} must be a finite number of seconds > 0, got {value}")

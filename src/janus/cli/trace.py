@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,8 @@ def _kind(path: Path) -> str:
     try:
         with path.open("rb") as file:
             head = file.readline(1 << 16)
-        names = set(np.load(path, allow_pickle=False).files) if head[:2] == b"PK" else set()
-    except (OSError, ValueError) as error:
+        names = _members(path) if head[:2] == b"PK" else set()
+    except (OSError, zipfile.BadZipFile) as error:
         raise JanusError("trace.file", f"cannot read a trace from {path}: {error}") from error
     if head[:2] == b"PK":
         if {"ids", "topk"} & names:
@@ -84,6 +85,11 @@ def _kind(path: Path) -> str:
     except ValueError:  # a CSV, or JSON over several lines
         return "counts" if head.lstrip()[:1] in (b"{", b"") else "requests"
     return "requests" if not isinstance(first, dict) or "timestamp" in first else "counts"
+
+
+def _members(npz: Path) -> set[str]:
+    with zipfile.ZipFile(npz) as archive:
+        return {name.removesuffix(".npy") for name in archive.namelist()}
 
 
 def _evenness(counts_LE: npt.NDArray[np.int64]) -> Json:
