@@ -62,7 +62,7 @@ prove: $(READY) ## measure what the documentation claims: make prove AREA=path [
 
 wheel: $(READY) ## build the wheel and the source archive, and try them in a clean environment
 	@echo "== wheel"
-	@rm -rf build dist
+	@rm -rf build dist src/*.egg-info # a stale list of files there would hide one that is missing
 	@$(BIN)/python -m build --no-isolation --outdir dist . > .venv/build.log 2>&1 || { cat .venv/build.log; exit 1; }
 	@$(BIN)/python tools/check_wheel.py dist
 
