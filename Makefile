@@ -35,7 +35,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY) ## a small model served by separate attention and expert processes on this machine
-	@$(BIN)/python examples/demo.py
+	@$(BIN)/python examples/demo --out out/demo
 
 test: lint types docs tests ## everything a change has to pass, the quickest first
 	@echo "== all passed: lint, types, docs, tests"
