@@ -35,7 +35,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY) ## a small model served by separate attention and expert processes on this machine
-	@$(BIN)/python examples/demo.py
+	@$(BIN)/python examples/demo --out out/demo
 
 test: lint types docs tests ## everything a change has to pass, the quickest first
 	@echo "== all passed: lint, types, docs, tests"
@@ -62,7 +62,7 @@ prove: $(READY) ## measure what the documentation claims: make prove AREA=path [
 
 wheel: $(READY) ## build the wheel and the source archive, and try them in a clean environment
 	@echo "== wheel"
-	@rm -rf build dist
+	@rm -rf build dist src/*.egg-info # a stale list of files there would hide one that is missing
 	@$(BIN)/python -m build --no-isolation --outdir dist . > .venv/build.log 2>&1 || { cat .venv/build.log; exit 1; }
 	@$(BIN)/python tools/check_wheel.py dist
 

@@ -64,7 +64,7 @@ def script(page: Path) -> str:
 
 
 def run_script(page: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    program = folder / f"{page.stem}.py"
+    program = folder / "the_page.py"  # named after no module: its folder comes first when it imports
     program.write_text(script(page))
     words = [sys.executable, str(program)]
     return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=False)
