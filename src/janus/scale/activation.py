@@ -41,7 +41,7 @@ class ActivationTable:
     @classmethod
     def build(
         cls,
-        trace: RoutingTrace | npt.ArrayLike,
+        trace: RoutingTrace | npt.ArrayLike | Routing,
         grid: Sequence[Pair],
         batch_sizes: Sequence[int],
         *,
@@ -127,11 +127,10 @@ class ActivationTable:
         """The analytic bound of `analytic_bound`, averaged over the measured layers."""
         slots = self._only_slots() if slots is None else slots
         placement = self.carlo.placement(n_e, slots)
-        layers = enumerate(self.carlo.layers)
         k = self.carlo.routing.top_k
         values = [
-            analytic_bound(inclusion(self.carlo.routing.counts[l], k), placement.slots[i], B, shared=shared)
-            for i, l in layers
+            analytic_bound(inclusion(self.carlo.routing.counts[layer], k), placement.slots[i], B, shared=shared)
+            for i, layer in enumerate(self.carlo.layers)
         ]
         return float(np.mean(values))
 
@@ -150,7 +149,7 @@ class ActivationTable:
 
     def _along_batch(self, pair: Pair, B: float) -> Activated:
         row, sizes = self.rows[pair], self.batch_sizes
-        if B > sizes[-1]:
+        if sizes[-1] < B:
             return Activated(float(pair[1]), row.tokens[-1] * B / sizes[-1])
         i = bisect.bisect_left(sizes, B)
         if i == 0 or sizes[i] == B:
@@ -190,7 +189,9 @@ def _mix(a: Activated, b: Activated, share: float) -> Activated:
 def _checked_sizes(batch_sizes: Sequence[int]) -> tuple[int, ...]:
     sizes = tuple(sorted({int(b) for b in batch_sizes}))
     if not sizes or sizes[0] < 1:
-        raise JanusError("activation.grid", f"batch_sizes must be whole numbers >= 1, at least one; got {batch_sizes!r}")
+        raise JanusError(
+            "activation.grid", f"batch_sizes must be whole numbers >= 1, at least one; got {batch_sizes!r}"
+        )
     return sizes
 
 

@@ -19,7 +19,7 @@ from janus.scale.memory import expert_slots, slot_bytes
 from janus.scale.model import ModelSpec
 from janus.scale.prefill import Prefill
 from janus.scale.result import ScalePlan
-from janus.scale.solve import Candidate, Problem, evaluate, pick, search
+from janus.scale.solve import Candidate, Problem, pick, search
 from janus.types import Placement, RoutingTrace, Slo
 
 METHODS = ("exhaustive",)
@@ -113,9 +113,7 @@ def plan(
     problem, candidates, best = _refined(problem)
     colocated, _ = colocated_optimum(problem, problem.table)
     placement = _placement(problem, best) if best else None
-    return ScalePlan(
-        best, candidates, colocated, placement, problem, slo, demand, headroom, prefill, routing.source
-    )
+    return ScalePlan(best, candidates, colocated, placement, problem, slo, demand, headroom, prefill, routing.source)
 
 
 def pool_sizes(least: int, most: int) -> list[int]:
@@ -197,7 +195,9 @@ def _check(
     max_batch: Any,
 ) -> None:
     if (demand is None) == (batch is None):
-        raise JanusError("scale.demand", f"give demand (tokens/s) or batch, not both; got demand={demand}, batch={batch}")
+        raise JanusError(
+            "scale.demand", f"give demand (tokens/s) or batch, not both; got demand={demand}, batch={batch}"
+        )
     if demand is not None:
         positive(demand, "demand (output tokens/s)", "scale.range")
     positive(context, "context (tokens)", "scale.range")

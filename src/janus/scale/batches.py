@@ -43,7 +43,9 @@ class Routing:
         if isinstance(trace, RoutingTrace):
             if not trace.num_tokens:
                 raise JanusError("routing.shape", "cannot draw batches from a trace of 0 tokens")
-            says = ("synthetic routing" if trace.synthetic else "routing") + f" ({trace.source or 'no source named'})"
+            says = trace.source or "a routing trace without a source"
+            if trace.synthetic and not says.startswith("synthetic routing"):
+                says = f"synthetic routing: {says}"
             return cls(trace.counts(), trace.top_k, trace, says, trace.synthetic)
         counts = _checked_counts(trace)
         if top_k is None or not 1 <= top_k <= counts.shape[1]:
@@ -55,7 +57,9 @@ class Routing:
         """Refuse routing of another shape than the model's; synthetic routing may have any number of layers."""
         layers, experts = self.counts.shape
         if (experts, self.top_k) != (model.experts, model.top_k):
-            remedy = f"derive one with RoutingTrace.synthetic(like=trace, num_experts={model.experts}, top_k={model.top_k})"
+            remedy = (
+                f"derive one with RoutingTrace.synthetic(like=trace, num_experts={model.experts}, top_k={model.top_k})"
+            )
             seen = f"the trace has {experts} experts and top-{self.top_k}"
             want = f"{model.name} has {model.experts} and top-{model.top_k}"
             raise JanusError("routing.model", f"the trace must match the model; {seen}, {want}; {remedy}")
@@ -75,11 +79,11 @@ class Routing:
         ids = self.trace.ids[:, layers]
         return RoutingTrace(ids, self.trace.num_experts, source=self.trace.source, synthetic=self.synthetic)
 
-    def draw(self, layer: int, B: int, rng: np.random.Generator) -> npt.NDArray[np.int16]:
-        """int16 [B, K]: one batch of layer `layer`."""
+    def draw(self, layers: list[int], B: int, rng: np.random.Generator) -> npt.NDArray[np.int16]:
+        """int16 [B, len(layers), K]: one batch; the same tokens in every layer where a trace is given."""
         if self.trace is not None:
-            return self.trace.ids[rng.integers(0, self.trace.num_tokens, size=B), layer]
-        return draw(inclusion(self.counts[layer], self.top_k), self.top_k, B, rng)
+            return self.trace.sample(B, rng)[:, layers]
+        return np.stack([draw(inclusion(self.counts[i], self.top_k), self.top_k, B, rng) for i in layers], axis=1)
 
 
 def inclusion(counts: npt.ArrayLike, top_k: int) -> FloatArray:

@@ -95,20 +95,27 @@ def colocated_step(problem: Problem, table: ActivationTable, width: int, slots: 
 
 
 def _exchange_s(problem: Problem, width: int, B: int) -> float:
-    """Dispatch and combine as expert-parallel engines do them: each token once to every GPU that needs it.
+    """Dispatch and combine as expert-parallel engines do them: a token travels only where it is needed.
 
-    A token reaches at most min(K, others) GPUs; of them the expected share outside the node crosses the network.
+    Of K choices spread over n places, 1 - (1 - 1/n)^K of the tokens need a given one. Either every GPU sends to every
+    other, or once to each other node and from there inside it; the cheaper one, by the busiest port.
     """
-    m, cluster = problem.latency.model, problem.latency.cluster
-    if width == 1:
-        return 0.0
-    node = min(cluster.node_size, width)
-    others = (width - 1) * (1 - (1 - 1 / width) ** m.top_k)  # expected GPUs other than its own that a token reaches
-    rows = -(-B // width) * 2 * m.hidden
-    far = others * (width - node) / (width - 1)
-    slow = cluster.inter_node_latency_s + rows * far / cluster.inter_node_bytes_per_s if width > node else 0.0
-    fast = cluster.in_node_latency_s + rows * (others - far) / cluster.gpu.link_bytes_per_s
-    return 2 * max(slow, fast)
+    m, cost = problem.latency.model, problem.latency.cost
+    near, far = cost.link("in_node", 2 * m.hidden), cost.link("between_nodes", 2 * m.hidden)
+    node = min(cost.gpus_per_node, width)
+    nodes, b = -(-width // node), -(-B // width)
+
+    def needed(places: int) -> float:
+        return b * (1 - (1 - 1 / places) ** m.top_k)
+
+    def sends(peers: int) -> int:
+        return min(peers, b * m.top_k)  # a peer that no token needs gets no message
+
+    beside, away = node - 1, width - node
+    rows = needed(width)
+    flat = max(near.time(sends(beside), beside * rows), far.time(sends(away), away * rows))
+    crossing = far.time(sends(nodes - 1), (nodes - 1) * needed(nodes))
+    return 2 * min(flat, crossing + near.time(beside, width * rows)) if width > 1 else 0.0
 
 
 def _size(problem: Problem, table: ActivationTable, width: int, slots: int) -> Colocated | None:

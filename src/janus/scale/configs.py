@@ -88,7 +88,11 @@ def _load(source: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], st
         name = path.parent.name if path.name == "config.json" else path.stem.removesuffix("_config")
         return _parse(path.read_text(), str(path)), str(path), name
     name = known(str(source), shipped_names(), "a model (no such file or folder, so a shipped name)", "model.name")
-    return _parse((files("janus") / "data" / "configs" / f"{name}.json").read_text(), f"{name}.json"), f"{name}.json", name
+    return (
+        _parse((files("janus") / "data" / "configs" / f"{name}.json").read_text(), f"{name}.json"),
+        f"{name}.json",
+        name,
+    )
 
 
 def _parse(text: str, where: str) -> Mapping[str, Any]:
@@ -102,7 +106,11 @@ def _parse(text: str, where: str) -> Mapping[str, Any]:
 
 
 def _spec(config: Fields, family: Family, name: str) -> ModelSpec:
-    layers, hidden, width = config.number("num_hidden_layers"), config.number("hidden_size"), config.number(family.width)
+    layers, hidden, width = (
+        config.number("num_hidden_layers"),
+        config.number("hidden_size"),
+        config.number(family.width),
+    )
     moe_layers = _moe_layers(config, family, layers)
     experts_dtype, dense_dtype = _dtypes(config)
     return ModelSpec(

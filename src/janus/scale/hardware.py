@@ -101,15 +101,17 @@ class Cluster:
     gpus_per_node: int | None = None
     inter_node_gbps: float | None = None
     memory_use: float = 0.9
-    in_node_latency_s: float = 8e-6
-    inter_node_latency_s: float = 20e-6
+    in_node_latency_s: float = 5e-6
+    inter_node_latency_s: float = 12e-6
 
     def __post_init__(self) -> None:
         hw = Hardware.preset(self.hardware) if isinstance(self.hardware, str) else self.hardware
         if not isinstance(hw, Hardware):
             raise JanusError("hardware.name", f"hardware must be a Hardware or a preset's name, got {hw!r}")
         object.__setattr__(self, "hardware", hw)
-        object.__setattr__(self, "gpus_per_node", hw.gpus_per_node if self.gpus_per_node is None else self.gpus_per_node)
+        object.__setattr__(
+            self, "gpus_per_node", hw.gpus_per_node if self.gpus_per_node is None else self.gpus_per_node
+        )
         gbps = hw.inter_node_gbps if self.inter_node_gbps is None else self.inter_node_gbps
         object.__setattr__(self, "inter_node_gbps", gbps)
         for name in ("gpus_per_node", "inter_node_gbps", "memory_use", "in_node_latency_s", "inter_node_latency_s"):

@@ -49,11 +49,11 @@ class MonteCarlo:
         self.method, self.placing, self.samples, self.seed = method, placing, samples, seed
         self.layers = routing.spread(layers)
         self._placements: dict[tuple[int, int], Placement] = {}
-        self._batches = [[self._draw(layer, B) for B in batch_sizes] for layer in self.layers]
+        self._batches = [self._draw(B) for B in batch_sizes]
 
-    def _draw(self, layer: int, B: int) -> list[npt.NDArray[np.int16]]:
-        rng = np.random.default_rng([self.seed, layer, B])
-        return [self.routing.draw(layer, B, rng) for _ in range(self.samples)]
+    def _draw(self, B: int) -> list[npt.NDArray[np.int16]]:
+        rng = np.random.default_rng([self.seed, B])
+        return [np.ascontiguousarray(self.routing.draw(self.layers, B, rng).swapaxes(0, 1)) for _ in range(self.samples)]
 
     def placement(self, n_e: int, slots: int) -> Placement:
         """The placement of the measured layers on `n_e` instances of `slots` slots; layer i is `self.layers[i]`."""
@@ -75,9 +75,9 @@ class MonteCarlo:
         balancer = Balancer(self.placement(n_e, slots), method=self.method, max_tokens=self.batch_sizes[-1])
         a_max = np.empty((len(self.batch_sizes), len(self.layers), self.samples))
         tokens = np.empty_like(a_max)
-        for i, layer_batches in enumerate(self._batches):
-            for j, batches in enumerate(layer_batches):
-                for s, ids in enumerate(batches):
+        for j, batches in enumerate(self._batches):
+            for s, ids_lBK in enumerate(batches):
+                for i, ids in enumerate(ids_lBK):
                     a_max[j, i, s], tokens[j, i, s] = busiest(balancer(ids, i), n_e, slots)
         return _summary(a_max, tokens, len(self.routing.counts))
 

@@ -45,7 +45,9 @@ def draw(plan: ScalePlan, path: str | Path) -> None:
             axes.plot([], [], "s", color=_GREYS[number], markeredgecolor="grey", label=f"rejected: {name}")
     if plan.pick:
         label = f"pick {plan.pick.name}: {plan.gpus} GPUs, {plan.tpot_ms:.1f} ms"
-        axes.plot(plan.n_experts, plan.n_attention, "*", color="red", markersize=16, markeredgecolor="white", label=label)
+        axes.plot(
+            plan.n_experts, plan.n_attention, "*", color="red", markersize=16, markeredgecolor="white", label=label
+        )
     axes.set(xlabel="expert instances $n_e$", ylabel="attention instances $n_a$")
     axes.set_title(_wrapped(plan.verdict), fontsize=9)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)

@@ -49,7 +49,9 @@ def notes(plan: ScalePlan) -> list[str]:
     """What the numbers rest on."""
     p = plan.problem
     asked = f"batch {p.batch}" if plan.demand is None else f"{plan.demand:g} tokens/s x headroom {plan.headroom:g}"
-    prompts = "prefill is NOT counted (done elsewhere)" if plan.prefill == "elsewhere" else "prefill is counted (same GPUs)"
+    prompts = (
+        "prefill is NOT counted (done elsewhere)" if plan.prefill == "elsewhere" else "prefill is counted (same GPUs)"
+    )
     lines = [
         f"{p.latency.model.name} on {p.latency.cluster.gpu.name}; {asked}; context {p.context:g} tokens; {prompts}.",
         f"SLO: mean TPOT <= {plan.slo.tpot_ms:g} ms; percentile {plan.slo.percentile:g} is not modelled.",

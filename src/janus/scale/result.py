@@ -209,7 +209,9 @@ def _candidate(value: Candidate | None) -> dict[str, Any] | None:
 def _ours(pick: Candidate | None, binding: str) -> str:
     if pick is None:
         return f"no pair of pools is feasible ({binding})"
-    return f"{pick.name} on {pick.gpus} GPUs, TPOT {pick.tpot_ms:.1f} ms, {pick.throughput / pick.gpus:.0f} tokens/s/GPU"
+    return (
+        f"{pick.name} on {pick.gpus} GPUs, TPOT {pick.tpot_ms:.1f} ms, {pick.throughput / pick.gpus:.0f} tokens/s/GPU"
+    )
 
 
 def _alone(colocated: Colocated | None) -> str:

@@ -123,7 +123,9 @@ def evaluate(problem: Problem, n_a: int, n_e: int) -> Candidate:
     model, nothing = problem.latency.model, Candidate(n_a, n_e)
     if n_e * problem.slots < model.experts:
         have = f"n_e * C = {n_e} * {problem.slots} = {n_e * problem.slots}"
-        return replace(nothing, rejected="expert_slots", detail=f"{have} slots hold fewer than E = {model.experts} experts")
+        return replace(
+            nothing, rejected="expert_slots", detail=f"{have} slots hold fewer than E = {model.experts} experts"
+        )
     room = n_a * problem.capacity
     if room < (problem.batch or 1):
         need = f"{problem.batch or 1} requests of {problem.context:g} cached tokens"
