@@ -12,7 +12,9 @@ from janus.types import Topology
 COST = CostModel({"in_node": 3e-6, "between_nodes": 11e-6}, {"in_node": 1 / 300e9, "between_nodes": 1 / 25e9})
 
 
-@given(st.integers(1, 14), st.integers(1, 14), st.integers(0, 600), st.integers(1, 5), st.sampled_from([2, 4096, 14336]))
+@given(
+    st.integers(1, 14), st.integers(1, 14), st.integers(0, 600), st.integers(1, 5), st.sampled_from([2, 4096, 14336])
+)
 def test_closed_form_equals_the_list_of_hops(n_a, n_e, B, size, row_bytes):
     cost = ExchangeCost(COST, size)
     near, far = cost.link("in_node", row_bytes), cost.link("between_nodes", row_bytes)

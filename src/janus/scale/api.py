@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,33 @@ from janus.types import Placement, RoutingTrace, Slo
 METHODS = ("exhaustive",)
 
 
+class Options(TypedDict, total=False):
+    """Options of `plan` with a default for each.
+
+    Args:
+        batch: instead of `demand`: requests in flight, fixed.
+        slots: C, expert slots per instance; default as many as memory holds.
+        max_batch: most requests in flight, 16384; exchange buffers are sized for it.
+        input_tokens, output_tokens: means per request; needed by ``prefill="attention"``.
+        balance: method of `janus.sched.balance` to assume, ``"exact"``.
+        placing: method of `janus.sched.place` to assume, ``"janus"``.
+        latency: default `LatencyModel.roofline(model, cluster)`.
+        seed: of the Monte Carlo draws, 0.
+        progress: called with (done, total, what) while the activation table is measured.
+    """
+
+    batch: int | None
+    slots: int | None
+    max_batch: int
+    input_tokens: float | None
+    output_tokens: float | None
+    balance: str
+    placing: str
+    latency: LatencyModel | None
+    seed: int
+    progress: Progress | None
+
+
 def plan(
     model: ModelSpec | str,
     cluster: Cluster,
@@ -38,16 +65,7 @@ def plan(
     max_experts: int = 64,
     headroom: float = 1.0,
     prefill: str = "elsewhere",
-    input_tokens: float | None = None,
-    output_tokens: float | None = None,
-    batch: int | None = None,
-    slots: int | None = None,
-    max_batch: int = 16384,
-    balance: str = "exact",
-    placing: str = "janus",
-    latency: LatencyModel | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
+    **options: Unpack[Options],
 ) -> ScalePlan:
     """Find the fewest GPUs n_a + n_e that serve `demand` within `slo`; ties: the lower TPOT.
 
@@ -63,57 +81,66 @@ def plan(
         max_attention, max_experts: largest pools to search.
         headroom: factor on the demand, >= 1.
         prefill: ``"elsewhere"`` (decode only), or ``"attention"``: the pools also process the prompts.
-        input_tokens, output_tokens: means per request; needed by ``prefill="attention"``.
-        batch: instead of `demand`: requests in flight, fixed.
-        slots: C, expert slots per instance; default as many as memory holds.
-        max_batch: most requests in flight; exchange buffers are sized for it.
-        balance: method of `janus.sched.balance` to assume.
-        placing: method of `janus.sched.place` to assume.
-        latency: default `LatencyModel.roofline(model, cluster)`.
-        seed: of the Monte Carlo draws.
-        progress: called with (done, total, what) while the activation table is measured.
+        options: see `Options`.
 
     Raises:
-        JanusError: ``scale.method``, ``scale.prefill``, ``scale.demand``, ``scale.range``, ``scale.memory``,
-            ``model.*``, ``routing.*``, ``slo.range``.
+        JanusError: ``scale.*``, ``model.*``, ``routing.*``, ``slo.range``.
     """
     if method == "milp":
         raise JanusError("scale.method", "method 'milp' is not in this version; use 'exhaustive', which is exact")
     known(method, METHODS, "method", "scale.method")
+    for name in options:
+        known(name, Options.__annotations__, "an option of plan", "scale.option")
     model = model if isinstance(model, ModelSpec) else ModelSpec.from_config(model)
     slo = slo if isinstance(slo, Slo) else Slo(slo)
-    _check(demand, batch, context, headroom, max_attention, max_experts, max_batch)
+    _check(demand, context, headroom, max_attention, max_experts, options)
     routing = Routing.of(trace, None if isinstance(trace, RoutingTrace) else model.top_k)
     routing.check(model)
-    slots = _slots(model, cluster, slots, max_batch)
     wanted = None if demand is None else demand * headroom
-    grid = [(n, slots) for n in pool_sizes(-(-model.experts // slots), max_experts)]
-    table = ActivationTable.build(
-        routing,
-        grid,
-        batch_sizes(wanted * slo.tpot_ms / 1e3 if wanted else batch or 1, max_batch),
-        method=balance,
-        placing=placing,
-        seed=seed,
-        progress=progress,
-    )
-    problem = Problem(
-        latency=latency or LatencyModel.roofline(model, cluster),
-        table=table,
-        slots=slots,
-        demand=wanted,
-        batch=batch,
-        slo_ms=slo.tpot_ms,
-        context=context,
-        max_attention=max_attention,
-        max_experts=max_experts,
-        max_batch=max_batch,
-        prefill=_prefill(prefill, wanted, input_tokens, output_tokens),
-    )
+    pools = (max_attention, max_experts)
+    problem = _problem(model, cluster, routing, wanted, slo, context, pools, prefill, options)
     problem, candidates, best = _refined(problem)
     colocated, _ = colocated_optimum(problem, problem.table)
     placement = _placement(problem, best) if best else None
     return ScalePlan(best, candidates, colocated, placement, problem, slo, demand, headroom, prefill, routing.source)
+
+
+def _problem(
+    model: ModelSpec,
+    cluster: Cluster,
+    routing: Routing,
+    demand: float | None,
+    slo: Slo,
+    context: float,
+    pools: tuple[int, int],
+    prefill: str,
+    options: Options,
+) -> Problem:
+    """Resolve every default and measure the activation table."""
+    max_batch, batch = options.get("max_batch", 16384), options.get("batch")
+    slots = _slots(model, cluster, options.get("slots"), max_batch)
+    table = ActivationTable.build(
+        routing,
+        [(n, slots) for n in pool_sizes(-(-model.experts // slots), pools[1])],
+        batch_sizes(demand * slo.tpot_ms / 1e3 if demand else batch or 1, max_batch),
+        method=options.get("balance", "exact"),
+        placing=options.get("placing", "janus"),
+        seed=options.get("seed", 0),
+        progress=options.get("progress"),
+    )
+    return Problem(
+        latency=options.get("latency") or LatencyModel.roofline(model, cluster),
+        table=table,
+        slots=slots,
+        demand=demand,
+        batch=batch,
+        slo_ms=slo.tpot_ms,
+        context=context,
+        max_attention=pools[0],
+        max_experts=pools[1],
+        max_batch=max_batch,
+        prefill=_prefill(prefill, demand, options.get("input_tokens"), options.get("output_tokens")),
+    )
 
 
 def pool_sizes(least: int, most: int) -> list[int]:
@@ -186,24 +213,18 @@ def _prefill(
 
 
 def _check(
-    demand: float | None,
-    batch: int | None,
-    context: Any,
-    headroom: Any,
-    max_attention: Any,
-    max_experts: Any,
-    max_batch: Any,
+    demand: float | None, context: Any, headroom: Any, max_attention: Any, max_experts: Any, options: Options
 ) -> None:
+    batch = options.get("batch")
     if (demand is None) == (batch is None):
-        raise JanusError(
-            "scale.demand", f"give demand (tokens/s) or batch, not both; got demand={demand}, batch={batch}"
-        )
+        rule = "give demand (tokens/s) or batch (requests in flight), one of them"
+        raise JanusError("scale.demand", f"{rule}; got demand={demand!r}, batch={batch!r}")
     if demand is not None:
         positive(demand, "demand (output tokens/s)", "scale.range")
     positive(context, "context (tokens)", "scale.range")
     if positive(headroom, "headroom", "scale.range") < 1:
         raise JanusError("scale.range", f"headroom multiplies the demand and must be >= 1, got {headroom}")
-    whole = {"max_attention": max_attention, "max_experts": max_experts, "max_batch": max_batch, "batch": batch or 1}
-    for name, value in whole.items():
+    whole = {"max_attention": max_attention, "max_experts": max_experts, "batch": 1 if batch is None else batch}
+    for name, value in {**whole, "max_batch": options.get("max_batch", 1)}.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise JanusError("scale.range", f"{name} must be a whole number >= 1, got {value!r}")

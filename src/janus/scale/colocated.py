@@ -67,10 +67,15 @@ def colocated_optimum(problem: Problem, table: ActivationTable) -> tuple[Colocat
 
 def _pairs(problem: Problem) -> list[tuple[int, int]]:
     """Widths 1..16, then whole multiples of a node; two slot counts each."""
-    E, most = problem.latency.model.experts, problem.max_attention + problem.max_experts
+    E, most = problem.latency.model.experts, _budget(problem)
     node = problem.latency.cluster.node_size
     widths = [n for n in range(1, most + 1) if n <= 16 or (n % node == 0 and (n <= 64 or n % (2 * node) == 0))]
     return [(n, c) for n in widths if n <= E for c in sorted({-(-E // n), min(E, math.ceil(1.25 * E / n))})]
+
+
+def _budget(problem: Problem) -> int:
+    """As many GPUs as the disaggregated search may use."""
+    return problem.max_attention + problem.max_experts
 
 
 def _capacity(problem: Problem, width: int, slots: int) -> int:
@@ -130,6 +135,8 @@ def _size(problem: Problem, table: ActivationTable, width: int, slots: int) -> C
         return None
     if problem.batch is not None:
         copies = -(-problem.batch // most)
+        if copies * width > _budget(problem):
+            return None
         batch = -(-problem.batch // copies)
         tpot = step(batch).tpot
         return Colocated(width, copies, slots, batch, step(batch), tpot, problem.batch / tpot * 1e3)
@@ -141,7 +148,7 @@ def _copies(
 ) -> Colocated | None:
     assert problem.demand is not None
     least = max(1, math.ceil(problem.demand * step(most).tpot / 1e3 / most - 1e-9), math.ceil(share))
-    for copies in range(least, 4 * least + 9):
+    for copies in range(least, _budget(problem) // width + 1):
         stretch = 1 - share / copies
         if stretch <= 0:
             continue

@@ -53,7 +53,9 @@ class MonteCarlo:
 
     def _draw(self, B: int) -> list[npt.NDArray[np.int16]]:
         rng = np.random.default_rng([self.seed, B])
-        return [np.ascontiguousarray(self.routing.draw(self.layers, B, rng).swapaxes(0, 1)) for _ in range(self.samples)]
+        return [
+            np.ascontiguousarray(self.routing.draw(self.layers, B, rng).swapaxes(0, 1)) for _ in range(self.samples)
+        ]
 
     def placement(self, n_e: int, slots: int) -> Placement:
         """The placement of the measured layers on `n_e` instances of `slots` slots; layer i is `self.layers[i]`."""

@@ -33,6 +33,7 @@ def step_ms(problem: Problem, n_a: int, n_e: int, B: int) -> float:
     a_max, tokens = interpolated(problem, n_e, B)
     expert = (3 * m.hidden * m.expert_width + m.expert_bias) * DTYPE_BYTES[m.expert_dtype]
     gate = m.experts * (m.hidden + m.router_bias)
+    exchange = problem.latency.cost.listed_s(n_a, n_e, B, 2 * m.hidden)  # the same in every layer
     total = eff.step_us * 1e-6
     total += max(m.vocab * m.hidden * 2 / bandwidth, 2 * m.vocab * m.hidden * b / bf16)
     for layer in range(m.layers):
@@ -43,7 +44,7 @@ def step_ms(problem: Problem, n_a: int, n_e: int, B: int) -> float:
     for _ in range(m.moe_layers):
         moe = eff.moe_us * 1e-6 + _product(gate, B, "bf16", bandwidth, bf16)
         moe += max(a_max * expert / bandwidth, 2 * m.expert_params * tokens / expert_rate)
-        away = moe + problem.latency.cost.listed_s(n_a, n_e, B, 2 * m.hidden)
+        away = moe + exchange
         shared = 0.0
         if m.shared_width:
             shared = eff.dense_us * 1e-6

@@ -143,7 +143,7 @@ def evaluate(problem: Problem, n_a: int, n_e: int) -> Candidate:
     at = batch or limit
     breakdown = problem.latency.tpot(n_a, n_e, at, problem.context, problem.table)
     found = Candidate(n_a, n_e, at, breakdown, breakdown.tpot / (1 - share))
-    if batch is None and why != "slo":
+    if batch is None and found.tpot_ms <= problem.slo_ms:  # slow enough to need more requests than there is room for
         detail = f"at the largest batch of {limit} ({why}) {found.throughput:.0f} tokens/s leave, {problem.demand:.0f} are asked"
         return replace(found, rejected=why, detail=detail)
     if batch is None or found.tpot_ms > problem.slo_ms:
