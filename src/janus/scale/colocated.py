@@ -1,0 +1,170 @@
+"""The other way to serve the same demand: attention and experts on every GPU, experts spread over N of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from janus.scale.activation import ActivationTable
+from janus.scale.latency import Breakdown
+from janus.scale.memory import attention_capacity, gate_bytes, slot_bytes
+from janus.scale.solve import Problem, fixed_point
+
+
+@dataclass(frozen=True)
+class Colocated:
+    """Copies of an expert-parallel deployment of N GPUs, attention data-parallel inside each.
+
+    Args:
+        width: N, GPUs of one copy.
+        copies: deployments side by side, the demand shared equally.
+        slots: expert slots per GPU.
+        batch: requests in flight of one copy.
+        breakdown: of one copy's step.
+        tpot_ms: step time, ms.
+        throughput: tokens/s of all copies together.
+    """
+
+    width: int
+    copies: int
+    slots: int
+    batch: int
+    breakdown: Breakdown
+    tpot_ms: float
+    throughput: float
+
+    @property
+    def gpus(self) -> int:
+        """Of all copies."""
+        return self.width * self.copies
+
+    @property
+    def tokens_per_gpu_s(self) -> float:
+        """Throughput over GPUs."""
+        return self.throughput / self.gpus
+
+
+def colocated_optimum(problem: Problem, table: ActivationTable) -> tuple[Colocated | None, ActivationTable]:
+    """The fewest GPUs that serve the problem without disaggregation, over widths, slots and copies; ties: lower TPOT.
+
+    Every width holds ceil(E/N) slots, or a quarter more where memory allows. Placement, balancer and latency model are
+    the same as for the disaggregated candidates.
+
+    Returns:
+        The optimum (None when nothing fits) and the table with the rows that were added.
+    """
+    best: Colocated | None = None
+    for width, slots in _pairs(problem):
+        if best and width > best.gpus:  # a wider copy cannot need fewer GPUs: spare the measuring
+            break
+        if _capacity(problem, width, slots):
+            table = table.extended([(width, slots)])
+            found = _size(problem, table, width, slots)
+            best = min((c for c in (best, found) if c), key=lambda c: (c.gpus, c.tpot_ms), default=None)
+    return best, table
+
+
+def _pairs(problem: Problem) -> list[tuple[int, int]]:
+    """Widths 1..16, then whole multiples of a node; two slot counts each."""
+    E, most = problem.latency.model.experts, _budget(problem)
+    node = problem.latency.cluster.node_size
+    widths = [n for n in range(1, most + 1) if n <= 16 or (n % node == 0 and (n <= 64 or n % (2 * node) == 0))]
+    return [(n, c) for n in widths if n <= E for c in sorted({-(-E // n), min(E, math.ceil(1.25 * E / n))})]
+
+
+def _budget(problem: Problem) -> int:
+    """As many GPUs as the disaggregated search may use."""
+    return problem.max_attention + problem.max_experts
+
+
+def _capacity(problem: Problem, width: int, slots: int) -> int:
+    m, cluster = problem.latency.model, problem.latency.cluster
+    held = slots * slot_bytes(m) + gate_bytes(m, problem.max_batch)
+    return width * attention_capacity(m, cluster, problem.context, held_bytes=held)
+
+
+def colocated_step(problem: Problem, table: ActivationTable, width: int, slots: int, B: int) -> Breakdown:
+    """One step of a copy: as disaggregated, but both roles on each GPU, so shared experts hide behind the exchange only."""
+    m, latency = problem.latency.model, problem.latency
+    attention, shared, other = latency.attention_side_us(-(-B // width), problem.context)
+    moe = latency.moe_layer_us(table.at(width, B, slots), B)
+    comm = 1e6 * _exchange_s(problem, width, B)
+    return Breakdown(
+        attention=(m.layers * attention + m.moe_layers * shared) / 1e3,
+        moe=m.moe_layers * moe / 1e3,
+        comm=m.moe_layers * comm / 1e3,
+        other=other / 1e3,
+        overlap=m.moe_layers * min(shared, comm) / 1e3,
+    )
+
+
+def _exchange_s(problem: Problem, width: int, B: int) -> float:
+    """Dispatch and combine as expert-parallel engines do them: a token travels only where it is needed.
+
+    Of K choices spread over n places, 1 - (1 - 1/n)^K of the tokens need a given one. Either every GPU sends to every
+    other, or once to each other node and from there inside it; the cheaper one, by the busiest port.
+    """
+    m, cost = problem.latency.model, problem.latency.cost
+    near, far = cost.link("in_node", 2 * m.hidden), cost.link("between_nodes", 2 * m.hidden)
+    node = min(cost.gpus_per_node, width)
+    nodes, b = -(-width // node), -(-B // width)
+
+    def needed(places: int) -> float:
+        return b * (1 - (1 - 1 / places) ** m.top_k)
+
+    def sends(peers: int) -> int:
+        return min(peers, b * m.top_k)  # a peer that no token needs gets no message
+
+    beside, away = node - 1, width - node
+    rows = needed(width)
+    flat = max(near.time(sends(beside), beside * rows), far.time(sends(away), away * rows))
+    crossing = far.time(sends(nodes - 1), (nodes - 1) * needed(nodes))
+    return 2 * min(flat, crossing + near.time(beside, width * rows)) if width > 1 else 0.0
+
+
+def _size(problem: Problem, table: ActivationTable, width: int, slots: int) -> Colocated | None:
+    """Fewest copies of one width whose equal shares meet the SLO."""
+
+    def step(B: int) -> Breakdown:
+        return colocated_step(problem, table, width, slots, B)
+
+    share = problem.prefill.share(problem.latency, width, width) if problem.prefill else 0.0
+    most = _largest(lambda B: step(B).tpot <= problem.slo_ms, min(_capacity(problem, width, slots), problem.max_batch))
+    if not most:
+        return None
+    if problem.batch is not None:
+        copies = -(-problem.batch // most)
+        if copies * width > _budget(problem):
+            return None
+        batch = -(-problem.batch // copies)
+        tpot = step(batch).tpot
+        return Colocated(width, copies, slots, batch, step(batch), tpot, problem.batch / tpot * 1e3)
+    return _copies(problem, width, slots, most, step, share)
+
+
+def _copies(
+    problem: Problem, width: int, slots: int, most: int, step: Callable[[int], Breakdown], share: float
+) -> Colocated | None:
+    assert problem.demand is not None
+    least = max(1, math.ceil(problem.demand * step(most).tpot / 1e3 / most - 1e-9), math.ceil(share))
+    for copies in range(least, _budget(problem) // width + 1):
+        stretch = 1 - share / copies
+        if stretch <= 0:
+            continue
+        batch = fixed_point(lambda B, s=stretch: step(B).tpot / s, problem.demand / copies, most)
+        if batch is not None and step(batch).tpot / stretch <= problem.slo_ms:
+            tpot = step(batch).tpot / stretch
+            return Colocated(width, copies, slots, batch, step(batch), tpot, copies * batch / tpot * 1e3)
+    return None
+
+
+def _largest(holds: Callable[[int], bool], most: int) -> int:
+    """Largest B in 1..most for which a property holds that never returns once lost; 0 when it never does."""
+    if most < 1 or not holds(1):
+        return 0
+    low, high = 1, most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low

@@ -1,0 +1,207 @@
+"""Reading Hugging Face ``config.json`` files into `ModelSpec`, one row per model family."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from janus.errors import JanusError, known
+from janus.scale.model import AttentionSpec, ModelSpec
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one model family names and fills its fields."""
+
+    experts: str
+    width: str
+    shared: Literal["none", "count", "width"] = "none"
+    dense_first: bool = False
+    mla: bool = False
+    biased: Literal["none", "qkv", "all"] = "none"
+    qk_norm: Literal["none", "head", "full"] = "none"
+    router_bias: bool = False
+    gpt_oss: bool = False
+
+
+_DEEPSEEK = Family("n_routed_experts", "moe_intermediate_size", "count", dense_first=True, mla=True)
+
+FAMILIES: dict[str, Family] = {
+    "mixtral": Family("num_local_experts", "intermediate_size"),
+    "olmoe": Family("num_experts", "intermediate_size", qk_norm="full"),
+    "qwen2_moe": Family("num_experts", "moe_intermediate_size", "width", biased="qkv"),
+    "qwen3_moe": Family("num_experts", "moe_intermediate_size", qk_norm="head"),
+    "glm4_moe": Family("n_routed_experts", "moe_intermediate_size", "count", dense_first=True, biased="qkv"),
+    "deepseek_v2": _DEEPSEEK,
+    "deepseek_v3": replace(_DEEPSEEK, router_bias=True),
+    "deepseek_v32": replace(_DEEPSEEK, router_bias=True),
+    "kimi_k2": replace(_DEEPSEEK, router_bias=True),
+    "gpt_oss": Family("num_local_experts", "intermediate_size", biased="all", router_bias=True, gpt_oss=True),
+}
+
+
+class Fields:
+    """A config and where it came from; a missing or nonsensical field is an error that names both."""
+
+    def __init__(self, data: Mapping[str, Any], where: str) -> None:
+        self.data, self.where = data, where
+
+    def number(self, name: str, default: int | None = None) -> int:
+        """The whole number `name`, >= 1 (>= 0 where there is a default)."""
+        value = self.data.get(name)
+        value = default if value is None else value
+        least = 1 if default is None else 0
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            seen = "is missing" if value is None else f"is {value!r}"
+            raise JanusError("model.config", f"{name} {seen} in {self.where}; it must be a whole number >= {least}")
+        return value
+
+
+def shipped_names() -> tuple[str, ...]:
+    """Names of the configs that come with Janus."""
+    folder = files("janus") / "data" / "configs"
+    return tuple(sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json")))
+
+
+def read_config(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any]) -> ModelSpec:
+    """Build a `ModelSpec` from a parsed config, a path or a shipped name; see `ModelSpec.from_config`."""
+    data, where, name = _load(source)
+    config = Fields(data, where)
+    family = FAMILIES[known(str(data.get("model_type")), FAMILIES, f"model_type in {where}", "model.family")]
+    spec = _spec(config, family, name)
+    names = [field.name for field in fields(ModelSpec)]
+    for key in overrides:
+        known(key, names, "an override of ModelSpec.from_config", "model.config")
+    return replace(spec, **overrides)
+
+
+def _load(source: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str, str]:
+    if isinstance(source, Mapping):
+        return source, "the dict given", str(source.get("_name_or_path") or source.get("model_type") or "model")
+    path = Path(source)
+    path = path / "config.json" if path.is_dir() else path
+    if path.is_file():
+        name = path.parent.name if path.name == "config.json" else path.stem.removesuffix("_config")
+        return _parse(path.read_text(), str(path)), str(path), name
+    name = known(str(source), shipped_names(), "a model (no such file or folder, so a shipped name)", "model.name")
+    return (
+        _parse((files("janus") / "data" / "configs" / f"{name}.json").read_text(), f"{name}.json"),
+        f"{name}.json",
+        name,
+    )
+
+
+def _parse(text: str, where: str) -> Mapping[str, Any]:
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise JanusError("model.config", f"{where} is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise JanusError("model.config", f"{where} must hold a JSON object, got {type(data).__name__}")
+    return data
+
+
+def _spec(config: Fields, family: Family, name: str) -> ModelSpec:
+    layers, hidden, width = (
+        config.number("num_hidden_layers"),
+        config.number("hidden_size"),
+        config.number(family.width),
+    )
+    moe_layers = _moe_layers(config, family, layers)
+    experts_dtype, dense_dtype = _dtypes(config)
+    return ModelSpec(
+        name=name,
+        layers=layers,
+        moe_layers=moe_layers,
+        hidden=hidden,
+        experts=config.number(family.experts),
+        top_k=config.number("num_experts_per_tok"),
+        expert_width=width,
+        shared_width=_shared_width(config, family, width),
+        dense_width=config.number("intermediate_size") if moe_layers < layers else 0,
+        vocab=config.number("vocab_size"),
+        attention=_mla(config) if family.mla else _grouped(config, family, layers, hidden),
+        tied=bool(config.data.get("tie_word_embeddings", False)),
+        expert_dtype=experts_dtype,
+        dense_dtype=dense_dtype,
+        expert_bias=2 * width + hidden if family.gpt_oss else 0,
+        router_bias=family.router_bias,
+    )
+
+
+def _moe_layers(config: Fields, family: Family, layers: int) -> int:
+    if family.dense_first:
+        first, every = config.number("first_k_dense_replace", 0), config.number("moe_layer_freq", 1) or 1
+        moe = [i for i in range(layers) if i >= first and i % every == 0]
+    else:
+        every = config.number("decoder_sparse_step", 1) or 1
+        dense = set(config.data.get("mlp_only_layers") or ())
+        moe = [i for i in range(layers) if i not in dense and (i + 1) % every == 0]
+    if not moe:
+        raise JanusError("model.config", f"{config.where} names no layer with routed experts; Janus serves MoE models")
+    return len(moe)
+
+
+def _shared_width(config: Fields, family: Family, width: int) -> int:
+    if family.shared == "count":
+        return config.number("n_shared_experts", 0) * width
+    return config.number("shared_expert_intermediate_size") if family.shared == "width" else 0
+
+
+def _dtypes(config: Fields) -> tuple[str, str]:
+    """Routed experts' dtype and the rest's, from quantization_config; mxfp4 leaves attention in bf16."""
+    method = (config.data.get("quantization_config") or {}).get("quant_method")
+    table = {None: ("bf16", "bf16"), "fp8": ("fp8", "fp8"), "mxfp4": ("mxfp4", "bf16")}
+    if method not in table:
+        rule = f"quantization_config.quant_method in {config.where} must be fp8 or mxfp4, or absent"
+        raise JanusError("model.config", f"{rule}; got {method!r}. Remove it and pass expert_dtype= and dense_dtype=")
+    return table[method]
+
+
+def _grouped(config: Fields, family: Family, layers: int, hidden: int) -> AttentionSpec:
+    heads = config.number("num_attention_heads")
+    kv_heads = config.number("num_key_value_heads", heads) or heads
+    head_dim = config.number("head_dim", hidden // heads)
+    window, window_layers = _window(config, layers)
+    return AttentionSpec(
+        kind="mha" if kv_heads == heads else "gqa",
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        v_head_dim=head_dim,
+        window=window,
+        window_layers=window_layers,
+        biased=family.biased if family.biased == "none" or config.data.get("attention_bias", True) else "none",
+        qk_norm="head" if config.data.get("use_qk_norm") else family.qk_norm,
+        sinks=family.gpt_oss,
+    )
+
+
+def _window(config: Fields, layers: int) -> tuple[int, int]:
+    kinds = config.data.get("layer_types")
+    if not config.data.get("sliding_window") or config.data.get("use_sliding_window") is False:
+        return 0, 0
+    count = kinds.count("sliding_attention") if isinstance(kinds, list) else layers
+    return config.number("sliding_window"), count
+
+
+def _mla(config: Fields) -> AttentionSpec:
+    heads = config.number("num_attention_heads")
+    indexed = bool(config.data.get("index_n_heads"))
+    return AttentionSpec(
+        kind="mla",
+        heads=heads,
+        kv_heads=1,
+        head_dim=config.number("qk_nope_head_dim"),
+        v_head_dim=config.number("v_head_dim"),
+        rope_dim=config.number("qk_rope_head_dim"),
+        q_rank=config.number("q_lora_rank", 0),
+        kv_rank=config.number("kv_lora_rank"),
+        index_heads=config.number("index_n_heads") if indexed else 0,
+        index_dim=config.number("index_head_dim") if indexed else 0,
+        index_topk=config.number("index_topk") if indexed else 0,
+    )

@@ -1,0 +1,130 @@
+"""The planner once more in plain loops: no caches, no binary search, no shared helpers; for tests, and to read.
+
+The exchange's time comes from the cost model's own list of hops, not from the closed form the planner uses.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from janus.scale.model import DTYPE_BYTES, ModelSpec
+from janus.scale.result import ScalePlan
+from janus.scale.solve import Problem
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the reference found for one pair: the batch (0: none), TPOT in ms, and the first broken constraint."""
+
+    batch: int
+    tpot_ms: float
+    rejected: str
+
+
+def step_ms(problem: Problem, n_a: int, n_e: int, B: int) -> float:
+    """Milliseconds of one decode step, prefill share left out, layer by layer."""
+    m, gpu, eff = problem.latency.model, problem.latency.cluster.gpu, problem.latency.efficiency
+    bandwidth = gpu.memory_bytes_per_s * eff.memory
+    bf16, fp8 = gpu.bf16_flops * eff.compute, gpu.fp8_flops * eff.compute
+    dense_rate = fp8 if m.dense_dtype == "fp8" else bf16
+    expert_rate = fp8 if m.expert_dtype == "fp8" else bf16
+    b = math.ceil(B / n_a)
+    a_max, tokens = interpolated(problem, n_e, B)
+    expert = (3 * m.hidden * m.expert_width + m.expert_bias) * DTYPE_BYTES[m.expert_dtype]
+    gate = m.experts * (m.hidden + m.router_bias)
+    exchange = problem.latency.cost.listed_s(n_a, n_e, B, 2 * m.hidden)  # the same in every layer
+    total = eff.step_us * 1e-6
+    total += max(m.vocab * m.hidden * 2 / bandwidth, 2 * m.vocab * m.hidden * b / bf16)
+    for layer in range(m.layers):
+        total += eff.attention_us * 1e-6 + _product(m.attention_params, b, m.dense_dtype, bandwidth, dense_rate)
+        total += _core(m, problem.context, b, layer, bandwidth, bf16)
+    for _ in range(m.layers - m.moe_layers):
+        total += eff.dense_us * 1e-6 + _product(3 * m.hidden * m.dense_width, b, m.dense_dtype, bandwidth, dense_rate)
+    for _ in range(m.moe_layers):
+        moe = eff.moe_us * 1e-6 + _product(gate, B, "bf16", bandwidth, bf16)
+        moe += max(a_max * expert / bandwidth, 2 * m.expert_params * tokens / expert_rate)
+        away = moe + exchange
+        shared = 0.0
+        if m.shared_width:
+            shared = eff.dense_us * 1e-6
+            shared += _product(3 * m.hidden * m.shared_width, b, m.dense_dtype, bandwidth, dense_rate)
+        total += max(away, shared)  # they run at the same time
+    return total * 1e3
+
+
+def interpolated(problem: Problem, n_e: int, B: int) -> tuple[float, float]:
+    """(a_max, tokens) by the rules of `ActivationTable.at`."""
+    rows = {g: row for (g, slots), row in problem.table.rows.items() if slots == problem.slots}
+    sizes = problem.table.batch_sizes
+
+    def along(g: int, values: tuple[float, ...], beyond: float) -> float:
+        if sizes[-1] < B:
+            return beyond
+        for i, size in enumerate(sizes):
+            if size >= B:
+                if i == 0:
+                    return values[0]
+                share = (math.log(B) - math.log(sizes[i - 1])) / (math.log(size) - math.log(sizes[i - 1]))
+                return values[i - 1] * (1 - share) + values[i] * share
+        raise AssertionError
+
+    def point(g: int) -> tuple[float, float]:
+        row = rows[g]
+        tokens = along(g, row.tokens, row.tokens[-1] * B / sizes[-1])
+        return along(g, row.mean, float(problem.slots)), tokens
+
+    if n_e in rows:
+        return point(n_e)
+    low, high = max(g for g in rows if g < n_e), min(g for g in rows if g > n_e)
+    share = (1 / n_e - 1 / low) / (1 / high - 1 / low)
+    (a, s), (b, t) = point(low), point(high)
+    return a * (1 - share) + b * share, s * (1 - share) + t * share
+
+
+def judge(plan: ScalePlan, n_a: int, n_e: int) -> Judged:
+    """One pair of pools against every constraint, the fixed point found by counting up from B = 1."""
+    p = plan.problem
+    m, cluster = p.latency.model, p.latency.cluster
+    if n_e * p.slots < m.experts:
+        return Judged(0, math.nan, "expert_slots")
+    free = cluster.gpu.memory_bytes * cluster.memory_use - m.attention_side_bytes
+    each = sum(_cached(m, p.context, layer) for layer in range(m.layers)) * m.kv_bytes_per_token()
+    each += 4 * m.vocab + 16 * m.hidden
+    room = n_a * max(0, math.floor(free / each))
+    if room < (p.batch or 1):
+        return Judged(0, math.nan, "attention_memory")
+    share = p.prefill.share(p.latency, n_a, n_e) if p.prefill else 0.0
+    if share >= 1:
+        return Judged(0, math.nan, "prefill")
+    if p.batch is not None:
+        tpot = step_ms(p, n_a, n_e, p.batch)
+        return Judged(p.batch, tpot, "" if tpot <= p.slo_ms else "slo")
+    assert p.demand is not None
+    for B in range(1, min(room, p.max_batch) + 1):
+        tpot = step_ms(p, n_a, n_e, B) / (1 - share)
+        if tpot > p.slo_ms:
+            return Judged(0, tpot, "slo")
+        if p.demand * tpot / 1e3 <= B:
+            return Judged(B, tpot, "")
+    return Judged(0, math.nan, "attention_memory" if room <= p.max_batch else "max_batch")
+
+
+def _product(params: int, rows: int, dtype: str, bandwidth: float, rate: float) -> float:
+    """Seconds of `rows` times a matrix of `params` weights."""
+    return max(params * DTYPE_BYTES[dtype] / bandwidth, 2 * params * rows / rate)
+
+
+def _cached(m: ModelSpec, context: float, layer: int) -> float:
+    """Tokens that layer `layer` keeps; which layers are windowed does not matter for a sum."""
+    return min(context, m.attention.window) if layer < m.attention.window_layers else context
+
+
+def _core(m: ModelSpec, context: float, b: int, layer: int, bandwidth: float, rate: float) -> float:
+    """Seconds of scores and values of one layer."""
+    seen = min(context, m.attention.index_topk) if m.attention.index_heads else context
+    seen = _cached(m, seen, layer)
+    reads = b * seen * m.kv_bytes_per_token()
+    heads, a = m.attention.heads, m.attention
+    width = (a.kv_rank + a.rope_dim) + a.kv_rank if a.kind == "mla" else 2 * a.head_dim
+    return max(reads / bandwidth, 2 * heads * width * b * seen / rate)

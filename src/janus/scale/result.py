@@ -1,0 +1,224 @@
+"""What the planner hands back."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from janus.errors import JanusError
+from janus.scale.colocated import Colocated
+from janus.scale.solve import CONSTRAINTS, Candidate, Problem
+from janus.types import Placement, Slo, Topology
+
+
+@dataclass(frozen=True, eq=False)
+class ScalePlan:
+    """The chosen pool sizes with everything they were compared against; infeasible is a value too.
+
+    Args:
+        pick: the chosen candidate, or None when no pair is feasible.
+        candidates: every pair that was searched.
+        colocated: fewest GPUs without disaggregation, or None when that is infeasible too.
+        placement: replicas for the chosen expert pool, or None.
+        problem: what was asked, resolved.
+        slo: the objective as given.
+        demand: output tokens/s asked, without headroom; None when the batch was fixed.
+        headroom: factor on the demand that was planned for.
+        prefill: ``"elsewhere"`` or ``"attention"``.
+        routing: what the activation table was measured on.
+    """
+
+    pick: Candidate | None
+    candidates: tuple[Candidate, ...]
+    colocated: Colocated | None
+    placement: Placement | None
+    problem: Problem
+    slo: Slo
+    demand: float | None
+    headroom: float
+    prefill: str
+    routing: str
+
+    @property
+    def feasible(self) -> bool:
+        """True when some pair meets every constraint."""
+        return self.pick is not None
+
+    @property
+    def n_attention(self) -> int:
+        """Attention instances, 0 when infeasible."""
+        return self.pick.n_a if self.pick else 0
+
+    @property
+    def n_experts(self) -> int:
+        """Expert instances, 0 when infeasible."""
+        return self.pick.n_e if self.pick else 0
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of both pools, 0 when infeasible."""
+        return self.n_attention + self.n_experts
+
+    @property
+    def batch(self) -> int:
+        """Requests in flight, 0 when infeasible."""
+        return self.pick.batch if self.pick else 0
+
+    @property
+    def tpot_ms(self) -> float:
+        """Mean time per output token, milliseconds; nan when infeasible."""
+        return self.pick.tpot_ms if self.pick else float("nan")
+
+    @property
+    def throughput(self) -> float:
+        """Output tokens per second, batch / TPOT; 0 when infeasible."""
+        return self.pick.throughput if self.pick else 0.0
+
+    @property
+    def tokens_per_gpu_s(self) -> float:
+        """Output tokens per second and GPU, every GPU of both pools counted; 0 when infeasible."""
+        return self.throughput / self.gpus if self.gpus else 0.0
+
+    @property
+    def topology(self) -> Topology:
+        """The pools on nodes of their own.
+
+        Raises:
+            JanusError: ``scale.infeasible``.
+        """
+        if self.pick is None:
+            raise JanusError("scale.infeasible", f"an infeasible plan has no topology; {self.verdict}")
+        return Topology.parse(self.pick.name, gpus_per_node=self.problem.latency.cluster.node_size)
+
+    @cached_property
+    def rejections(self) -> dict[str, int]:
+        """How many candidates each constraint rejected, in the order of the checks."""
+        counts = Counter(c.rejected for c in self.candidates if c.rejected)
+        return {name: counts[name] for name in CONSTRAINTS if counts[name]}
+
+    @property
+    def binding(self) -> str:
+        """The constraint to relax: "" when feasible, else the last one that any candidate got as far as."""
+        return "" if self.feasible else list(self.rejections)[-1]
+
+    @property
+    def disaggregate(self) -> bool:
+        """False when the colocated optimum needs fewer GPUs, or as many at a lower TPOT, or nothing is feasible."""
+        if self.pick is None or self.colocated is None:
+            return self.feasible
+        return (self.pick.gpus, self.pick.tpot_ms) <= (self.colocated.gpus, self.colocated.tpot_ms)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: what to deploy and what it was compared with."""
+        if self.pick is None and self.colocated is None:
+            return f"Infeasible: no deployment meets the SLO; the binding constraint is {self.binding}."
+        ours, alone = _ours(self.pick, self.binding), _alone(self.colocated)
+        return f"{'Disaggregate' if self.disaggregate else 'Do not disaggregate'}: {ours}; {alone}."
+
+    def explain(self, name: str) -> str:
+        """Why a pair was or was not chosen: the constraint and its values.
+
+        Args:
+            name: ``"1A5E"``.
+
+        Raises:
+            JanusError: ``topology.parse``, ``scale.explain`` (not among the candidates).
+        """
+        match = re.fullmatch(r"\s*(\d+)A(\d+)E\s*", str(name), flags=re.IGNORECASE)
+        if match is None:
+            raise JanusError("topology.parse", f"a pair of pools reads like '1A5E', got {name!r}")
+        found = next((c for c in self.candidates if (c.n_a, c.n_e) == (int(match[1]), int(match[2]))), None)
+        if found is None:
+            limits = f"n_a in 1..{self.problem.max_attention}, n_e in 1..{self.problem.max_experts}"
+            raise JanusError("scale.explain", f"{name} was not searched; {limits}; raise max_attention or max_experts")
+        return f"{found.name}: {self._why(found)}"
+
+    def _why(self, found: Candidate) -> str:
+        if found.rejected:
+            return f"rejected by {found.rejected}: {found.detail}"
+        assert self.pick is not None
+        is_so = f"feasible, TPOT {found.tpot_ms:.1f} ms at batch {found.batch}"
+        if found is self.pick:
+            return f"chosen: {is_so}, {found.gpus} GPUs"
+        if found.gpus > self.pick.gpus:
+            return f"{is_so}, but {found.gpus} GPUs where {self.pick.name} needs {self.pick.gpus}"
+        return f"{is_so}, as many GPUs as {self.pick.name}, whose TPOT is {self.pick.tpot_ms:.1f} ms"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; times in ms, rates in tokens/s."""
+        p = self.problem
+        return {
+            "format": "janus.plan/1",
+            "model": p.latency.model.name,
+            "hardware": p.latency.cluster.gpu.name,
+            "feasible": self.feasible,
+            "binding": self.binding,
+            "verdict": self.verdict,
+            "disaggregate": self.disaggregate,
+            "demand": self.demand,
+            "headroom": self.headroom,
+            "slo": asdict(self.slo),
+            "context": p.context,
+            "prefill": self.prefill,
+            "routing": self.routing,
+            "slots_per_instance": p.slots,
+            "pick": _candidate(self.pick),
+            "colocated": _plain(self.colocated),
+            "topology": self.topology.to_dict() if self.pick else None,
+            "rejections": self.rejections,
+            "candidates": [_candidate(c) for c in self.candidates],
+            "placement": self.placement.to_dict() if self.placement else None,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_dict` as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict()))
+
+    def plot(self, path: str | Path) -> None:
+        """Draw the search space to an image file: n_a by n_e, coloured by TPOT, the pick marked. Needs matplotlib."""
+        from janus.scale.picture import draw
+
+        draw(self, path)
+
+    def __str__(self) -> str:
+        from janus.scale.report import render
+
+        return str(render(self, style="plain"))
+
+
+def _plain(value: Any) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    out = {key: None if item != item else item for key, item in asdict(value).items()}  # nan is not JSON
+    return out | {"gpus": value.gpus}
+
+
+def _candidate(value: Candidate | None) -> dict[str, Any] | None:
+    out = _plain(value)
+    if out is not None and value is not None:
+        out["throughput"] = value.throughput if value.batch else None
+    return out
+
+
+def _ours(pick: Candidate | None, binding: str) -> str:
+    if pick is None:
+        return f"no pair of pools is feasible ({binding})"
+    return (
+        f"{pick.name} on {pick.gpus} GPUs, TPOT {pick.tpot_ms:.1f} ms, {pick.throughput / pick.gpus:.0f} tokens/s/GPU"
+    )
+
+
+def _alone(colocated: Colocated | None) -> str:
+    if colocated is None:
+        return "no colocated deployment is feasible"
+    c = colocated
+    times = f"{c.copies} x " if c.copies > 1 else ""
+    return (
+        f"colocated {times}EP{c.width} on {c.gpus} GPUs, TPOT {c.tpot_ms:.1f} ms, {c.tokens_per_gpu_s:.0f} tokens/s/GPU"
+    )

@@ -1,0 +1,129 @@
+"""The activation table: against plain enumeration, between its points, and its bound."""
+
+import math
+
+import numpy as np
+import pytest
+
+from janus import JanusError, RoutingTrace
+from janus.scale import ActivationTable
+from janus.scale.activation import analytic_bound
+from janus.scale.montecarlo import busiest
+from janus.sched import balance
+
+
+@pytest.fixture(scope="module")
+def table(skewed):
+    grid = [(4, 6), (6, 6), (8, 6)]
+    return ActivationTable.build(skewed(5, 20), grid, [1, 4, 16, 64], top_k=3, layers=3, samples=6)
+
+
+def test_every_point_is_the_mean_over_layers_and_batches(table):
+    """Again with `balance`, its reported a_max and its own counts of tokens."""
+    carlo = table.carlo
+    placement = carlo.placement(6, 6)
+    for j, B in enumerate(table.batch_sizes):
+        loads, tokens = [], []
+        for batch in carlo._batches[j]:
+            for i, ids in enumerate(batch):
+                assert ids.shape == (B, 3)
+                out = balance(ids, placement, layer=i, backend="reference")
+                loads.append(out.a_max)
+                tokens.append(out.tokens_per_slot.reshape(6, 6).sum(axis=1).max())
+        assert table.at(6, B).a_max == pytest.approx(np.mean(loads))
+        assert table.at(6, B).tokens == pytest.approx(np.mean(tokens))
+
+
+def test_a_max_lies_between_its_limits(table):
+    for n_e in (4, 6, 8):
+        for B in table.batch_sizes:
+            a_max = table.at(n_e, B).a_max
+            assert 1 <= a_max <= min(6, 3 * B)
+            assert table.worst_layer(n_e, B) >= a_max - 1e-9
+            assert 0 <= table.stderr(n_e, B) < 1
+    assert table.at(8, 64).a_max < table.at(4, 64).a_max
+
+
+def test_the_standard_error_is_that_of_repeated_tables(skewed):
+    """Twelve seeds: the spread of their means is the printed error within a factor of 2 (chi-square, 11 degrees)."""
+    counts = skewed(1, 30)
+    tables = [ActivationTable.build(counts, [(5, 8)], [12], top_k=3, samples=10, seed=s) for s in range(12)]
+    printed = np.mean([t.stderr(5, 12) for t in tables])
+    # the placement moves with the seed too; one placement for all isolates the draws
+    assert 0 < printed < 0.3
+    spread = np.std([t.at(5, 12).a_max for t in tables], ddof=1)
+    assert printed / 2 < spread < printed * 3
+
+
+def test_between_points_it_interpolates(table):
+    low, high = table.at(6, 4).a_max, table.at(6, 16).a_max
+    assert table.at(6, 8).a_max == pytest.approx((low + high) / 2)  # half way in log B
+    a, b = table.at(4, 16).a_max, table.at(6, 16).a_max
+    share = (1 / 4 - 1 / 5) / (1 / 4 - 1 / 6)
+    assert table.at(5, 16).a_max == pytest.approx(a + share * (b - a))
+
+
+def test_beyond_the_largest_batch_it_is_on_the_safe_side(table):
+    beyond = table.at(6, 128)
+    assert beyond.a_max == 6
+    assert beyond.tokens == pytest.approx(2 * table.at(6, 64).tokens)
+
+
+def test_it_never_falls_with_the_batch(table):
+    values = [table.at(5, B).a_max for B in range(1, 100)]
+    assert values == sorted(values)
+
+
+def test_the_same_seed_gives_the_same_table(skewed, table):
+    again = ActivationTable.build(skewed(5, 20), [(4, 6), (6, 6), (8, 6)], [1, 4, 16, 64], top_k=3, layers=3, samples=6)
+    assert again.rows == table.rows
+
+
+def test_extending_keeps_the_rows(table):
+    seen = []
+    more = table.extended([(6, 6), (10, 6)], lambda *what: seen.append(what))
+    assert more.rows[6, 6] is table.rows[6, 6]
+    assert (10, 6) not in table.rows
+    assert [(done, total) for done, total, _ in seen] == [(1, 1)]
+    assert more.at(9, 16).a_max < table.at(8, 16).a_max + 1e-9
+
+
+def test_synthetic_routing_says_so():
+    ids = np.random.default_rng(0).permuted(np.tile(np.arange(8), (40, 2, 1)), axis=2)[:, :, :2]
+    trace = RoutingTrace(ids, 8, source="like something else", synthetic=True)
+    assert "synthetic routing" in ActivationTable.build(trace, [(2, 4)], [4]).source
+
+
+def test_busiest_by_hand():
+    # slots 0, 1 on instance 0 and 2, 3 on instance 1; -1 is no choice
+    assert busiest(np.array([[0, 2], [0, 3], [1, -1]]), 2, 2) == (2, 3)
+
+
+def test_the_bound_by_hand():
+    # p = 1/2 each, B = 1: half an expert active; G = 2: a_bar = 1, 1 + sqrt(2 ln 2) > C = 2, so C + 1
+    p, slots = np.full(4, 0.5), np.array([[0, 1], [2, 3]])
+    assert analytic_bound(p, slots, 1) == pytest.approx(min(2, 1 + math.sqrt(2 * math.log(2))) + 1)
+    # as printed a replica counts in full: more of them never lower it
+    twice = np.array([[0, 1, 2, 3], [2, 3, 0, 1]])
+    assert analytic_bound(p, twice, 1) >= analytic_bound(p, slots, 1)
+    assert analytic_bound(p, twice, 1, shared=True) < analytic_bound(p, twice, 1)
+
+
+def test_the_printed_bound_tends_to_c_plus_one(table):
+    assert table.bound(8, 10_000) == pytest.approx(7, abs=1e-6)
+    assert table.bound(8, 10_000, shared=True) < 7
+
+
+def test_refusals(skewed, table):
+    counts = skewed(2, 20)
+    for grid, sizes in (([(2, 4)], [1]), ([(4, 6)], []), ([(4, 6)], [0]), ([(0, 30)], [1])):
+        with pytest.raises(JanusError) as error:
+            ActivationTable.build(counts, grid, sizes, top_k=3)
+        assert error.value.code == "activation.grid"
+    for n_e, slots in ((3, None), (9, None), (6, 5)):
+        with pytest.raises(JanusError, match="outside the table"):
+            table.at(n_e, 4, slots)
+    with pytest.raises(JanusError, match="not measured"):
+        table.stderr(6, 5)
+    with pytest.raises(JanusError, match="method"):
+        ActivationTable.build(counts, [(4, 6)], [1], top_k=3, method="magic")
