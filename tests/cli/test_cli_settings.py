@@ -6,7 +6,7 @@ import pytest
 
 from janus import JanusError, Placement
 from janus.cli import main
-from janus.cli.prompts import encode, gather_prompts, read_config
+from janus.cli.prompts import encode, gather_prompts
 from janus.cli.settings import checked_sampling
 
 
@@ -93,22 +93,6 @@ def test_nonsense_in_the_prompts_file(capsys, started, folder, tmp_path, text, w
     file.write_bytes(text.encode("utf-8", errors="surrogatepass"))
     code, message = refuse(capsys, started, ["run", folder, "--topology", "1A2E", "--prompts", file])
     assert (code, words in message) == ("run.prompts", True), message
-
-
-@pytest.mark.parametrize(
-    ("break_it", "words"),
-    [
-        (lambda m: (m / "config.json").unlink(), "config.json"),
-        (lambda m: (m / "config.json").write_text("{"), "config.json"),
-        (lambda m: (m / "config.json").write_text("[]"), "JSON object, got list"),
-        (lambda m: (m / "model.safetensors").unlink(), "*.safetensors"),
-    ],
-)
-def test_a_folder_that_is_no_model(folder, break_it, words):
-    break_it(folder)
-    with pytest.raises(JanusError, match=r"\[run.model\]") as caught:
-        read_config(folder)
-    assert words in caught.value.message
 
 
 def test_a_placement_for_another_topology(capsys, started, folder, tmp_path):

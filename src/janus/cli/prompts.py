@@ -14,29 +14,6 @@ Prompts = list[str] | list[list[int]]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 
-def read_config(model: Path) -> dict[str, Any]:
-    """The config.json of a local Hugging Face folder that also holds weights.
-
-    Raises:
-        JanusError: ``run.model``.
-    """
-    if not model.is_dir():
-        raise JanusError(
-            "run.model", f"MODEL must be a local Hugging Face folder, {str(model)!r} is none; download the model first"
-        )
-    try:
-        config = json.loads((model / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise JanusError("run.model", f"MODEL must hold a readable config.json; {error}") from error
-    if not isinstance(config, dict):
-        raise JanusError("run.model", f"{model / 'config.json'} must hold a JSON object, got {type(config).__name__}")
-    if not any(model.glob("*.safetensors")):
-        raise JanusError(
-            "run.model", f"MODEL must hold weights as *.safetensors, {str(model)!r} has none; convert them"
-        )
-    return config
-
-
 def gather_prompts(file: Path | None, texts: Sequence[str], model: Path, config: dict[str, Any]) -> Prompts:
     """The prompts of ``--prompts FILE`` or of ``--prompt TEXT``, checked against the model's folder.
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from janus.cli.prompts import Prompts, gather_prompts, read_config
+from janus.cli.prompts import Prompts, gather_prompts
 from janus.comm.layout import REGIMES
 from janus.errors import JanusError, known
+from janus.experts.folder import check_folder
 from janus.sched.backends import METHODS
 from janus.types import Placement, Topology
 
@@ -67,7 +68,7 @@ def checked_settings(
     """Check what the command line gave, the cheapest first, and read the files it names.
 
     Raises:
-        JanusError: ``run.*``, ``topology.parse``, ``placement.*``, ``sched.method``, ``comm.regime``.
+        JanusError: ``run.*``, ``checkpoint.*``, ``topology.parse``, ``placement.*``, ``sched.method``, ``comm.regime``.
     """
     parsed = Topology.parse(topology, gpus_per_node=gpus_per_node)
     known(gate, GATES, "--gate", "run.gate")
@@ -78,7 +79,7 @@ def checked_settings(
             raise JanusError("run.timeout", f"{name} must be a finite number of seconds > 0, got {value}")
     if max_new_tokens < 1:
         raise JanusError("run.tokens", f"--max-new-tokens must be >= 1, got {max_new_tokens}")
-    config = read_config(model)
+    config = check_folder(model)
     return RunSettings(
         model=model,
         topology=parsed,

@@ -16,11 +16,10 @@ import torch
 from torch import nn
 
 from janus.errors import JanusError
+from janus.experts.folder import INDEX, SINGLE, check_folder
 from janus.experts.seam import MoEBlock, find_blocks
 from janus.experts.slots import Weights
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 class Checkpoint:
@@ -215,24 +214,6 @@ class Checkpoint:
             *(getattr(self.skeleton, "_keep_in_fp32_modules_strict", None) or ()),
         }
         return torch.float32 if any(part in name for part in keep) else self.dtype
-
-
-def check_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be a safe checkpoint; reads names only, no weights."""
-    if not folder.is_dir():
-        raise JanusError("checkpoint.folder", f"{folder} is not a folder; give a local Hugging Face model folder")
-    if not (folder / "config.json").is_file():
-        raise JanusError("checkpoint.config", f"{folder} holds no config.json; give a Hugging Face model folder")
-    if (folder / INDEX).is_file() or (folder / SINGLE).is_file():
-        return
-    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-    if pickles:
-        raise JanusError(
-            "checkpoint.pickle",
-            f"{folder} holds weights only as pickles ({', '.join(pickles[:3])}), which can run code when loaded; convert them "
-            "with save_pretrained(..., safe_serialization=True)",
-        )
-    raise JanusError("checkpoint.missing", f"{folder} holds neither {SINGLE} nor {INDEX}")
 
 
 def _tensor_files(folder: Path) -> dict[str, Path]:
