@@ -165,9 +165,10 @@ class Watch:
 
     def _break(self) -> None:
         """Close every connection of the group: gloo does so when a wait on any of them times out."""
-        group: Any = self._group
-        others = [i for i, member in enumerate(self._members) if member != self._rank]
-        for peer in others if group is not None else ():
+        group = self._group
+        if group is None:
+            return
+        for peer in (i for i, member in enumerate(self._members) if member != self._rank):
             try:
                 group.recv([torch.empty(1, dtype=torch.uint8)], peer, _BREAK_TAG).wait(timedelta(milliseconds=1))
             except RuntimeError as error:
