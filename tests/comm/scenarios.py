@@ -114,8 +114,10 @@ def expected_traffic(topology, counts, regime, dtype_size, layers):
     return {link: [t.messages * layers, t.bytes * layers] for link, t in found.items()}
 
 
-def failure(topology, victim, where, sig, regime, step_s=2.0):
+def failure(topology, victim, where, sig, regime, step_s=2.0, port=None):
     """`victim` dies (or stops) at one point of the second step; the others say whom they lost, and when."""
+    if port:  # as under torchrun: rank 0 hosts the store
+        os.environ |= {"JANUS_RENDEZVOUS": "", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     topology, rank = Topology(**topology), int(os.environ["RANK"])
 
     def here(point):
@@ -155,7 +157,7 @@ def failure(topology, victim, where, sig, regime, step_s=2.0):
         ex.close()
         return {
             "peer": error.peer, "rank": error.rank, "phase": error.phase, "layer": error.layer, "seconds": seconds,
-            "again": again, "closing": time.monotonic() - closing, "threads": threading.active_count(),
+            "again": again, "closing": time.monotonic() - closing, "threads": [t.name for t in threading.enumerate() if t is not threading.main_thread()],
         }  # fmt: skip
     raise AssertionError("nobody was lost")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 
 import pytest
 
@@ -25,33 +26,24 @@ STOPS = [
 ]
 
 
-def _survivors(nursery, victim, where, sig, regime, step_s):
-    outcomes = nursery.run(
-        "failure",
-        4,
-        deadline_s=25,
-        topology=TOPOLOGY,
-        victim=victim,
-        where=where,
-        sig=sig,
-        regime=regime,
-        step_s=step_s,
-    )
+def _survivors(nursery, victim, where, sig, regime, step_s, threads=(), **more):
+    args = {"topology": TOPOLOGY, "victim": victim, "where": where, "sig": sig, "regime": regime, "step_s": step_s}
+    outcomes = nursery.run("failure", 4, deadline_s=25, **args, **more)
     assert outcomes[victim].signal == signal.SIGKILL, "the victim died as planned, or was still stopped at the end"
     others = [outcome for outcome in outcomes if outcome.rank != victim]
     for outcome in others:
         assert outcome.exit_code == 0, outcome.error
         assert outcome.value["rank"] == outcome.rank
-        assert outcome.value["peer"] == victim, outcome.value
-        assert outcome.value["again"] == f"PeerLost {victim}", "the loss stays"
+        assert outcome.value["again"] == f"PeerLost {outcome.value['peer']}", "the loss stays"
         assert outcome.value["closing"] < 1.0
-        assert outcome.value["threads"] == 1
+        assert set(outcome.value["threads"]) <= set(threads)
     return [outcome.value for outcome in others]
 
 
 @pytest.mark.parametrize(("victim", "where", "regime"), KILLS)
 def test_every_survivor_names_a_killed_rank_at_once(nursery, victim, where, regime):
     values = _survivors(nursery, victim, where, "SIGKILL", regime, KILL_STEP_S)
+    assert {value["peer"] for value in values} == {victim}
     assert max(value["seconds"] for value in values) < AT_ONCE_S
     # an expert that dies right after its reply may take the reply along: then a combine of that step ends
     phases = {"idle": {"begin", "combine"}}.get(where, {"begin", "dispatch", "receive", "reply", "combine"})
@@ -62,5 +54,28 @@ def test_every_survivor_names_a_killed_rank_at_once(nursery, victim, where, regi
 @pytest.mark.parametrize(("victim", "where", "regime"), STOPS)
 def test_every_survivor_names_a_stopped_rank_after_the_deadline(nursery, victim, where, regime):
     values = _survivors(nursery, victim, where, "SIGSTOP", regime, STOP_STEP_S)
+    assert {value["peer"] for value in values} == {victim}
     assert max(value["seconds"] for value in values) < STOP_STEP_S + 2.0
     assert min(value["seconds"] for value in values) > STOP_STEP_S / 2
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_with_a_tcp_store_the_killed_rank_is_named_too(nursery):
+    values = _survivors(nursery, 3, "between", "SIGKILL", "gather", KILL_STEP_S, port=_free_port())
+    assert {value["peer"] for value in values} == {3}
+
+
+@pytest.mark.parametrize("sig", ["SIGKILL", "SIGSTOP"])
+def test_the_host_of_the_store_takes_the_store_along(nursery, sig):
+    """Then nobody can look up suspicions: a survivor names the rank that it lost itself, still in time."""
+    step_s = STOP_STEP_S if sig == "SIGSTOP" else KILL_STEP_S
+    # calls to a store whose host is stopped cannot be cut short: their daemon threads stay, the callers do not
+    stuck = ("janus-store",) if sig == "SIGSTOP" else ()
+    values = _survivors(nursery, 0, "between", sig, "direct", step_s, stuck, port=_free_port())
+    # 0.7 s is the bound of the one store call that finds the store gone
+    assert max(value["seconds"] for value in values) < STOP_STEP_S + 2.0

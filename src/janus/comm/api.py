@@ -306,7 +306,7 @@ class Exchange:
 
     def close(self) -> None:
         """Leave in good order, within `close_s`; may be called again, and after a failure."""
-        if self.role == "attention" and self._session.usable:
+        if self.role == "attention" and self._session.usable and self._open is None:
             notice = Notice("close", 0, -1)
             self._session.say_goodbye(lambda at: Agreement(self._session).exchange(notice, at))
         self._session.close()
