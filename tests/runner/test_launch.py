@@ -126,8 +126,10 @@ def test_one_ended_well_and_one_hung(scene):
 
 
 def test_child_that_ignores_sigterm(scene):
+    start = time.monotonic()
     ended = launch(sh('trap "" TERM; while :; do sleep 0.2; done'), 1, deadline_s=0.8)
     assert (ended[0].exit_code, ended[0].signal, ended[0].killed_by_us) == (None, signal.SIGKILL, True)
+    assert time.monotonic() - start < 8  # well before it would be given up and left to the final sweep
     scene.assert_empty()
 
 
@@ -150,6 +152,15 @@ def test_grandchildren_are_gone(scene, how, end):
     assert time.monotonic() - start < 20
     assert all(e.tail == ("started",) for e in ended)
     scene.assert_empty()
+
+
+@linux
+def test_a_grandchild_without_the_marker_goes_with_its_group(scene):
+    script = "env -i sh -c 'sleep 60' & echo $!"
+    [ended] = launch(sh(script), 1, deadline_s=20)
+    stat = Path(f"/proc/{ended.tail[0]}/stat")
+    assert ended.ok
+    assert not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z"  # where init reaps late
 
 
 def test_signals_that_python_ignores_are_not_passed_on(scene):

@@ -113,7 +113,6 @@ def launch(
             for rank in range(world_size):
                 crew.append(_Rank(rank, command, _environment(rank, world_size, store, env), cwd, pipes))
             _attend(crew, pipes, deadline, grace_s, on_line)
-            leash.sweep(f"JANUS_RENDEZVOUS={store}")  # descendants that left their process group
             _drain(pipes, on_line)
         finally:  # after an error nobody runs on, and nobody is asked for more output
             _attend(crew, pipes, time.monotonic(), 0.0, None)
@@ -255,7 +254,7 @@ def _rendezvous() -> Iterator[str]:
         yield store
     finally:
         try:
-            leash.sweep(marker)
+            leash.sweep(marker)  # descendants that left their process group
             shutil.rmtree(folder, ignore_errors=True)
         finally:  # also when a second Ctrl-C hits the lines above: then the watcher does them
             if watcher is not None:
