@@ -67,8 +67,8 @@ class MonteCarlo:
         """Place some layers of the source with the method of this table."""
         from janus.sched import place
 
-        top_k = {} if self.routing.trace is not None else {"top_k": self.routing.top_k}
-        return place(self.routing.only(layers), n_e, slots, method=self.placing, seed=self.seed, **top_k)
+        top_k = self.routing.top_k
+        return place(self.routing.only(layers), n_e, slots, method=self.placing, seed=self.seed, top_k=top_k)
 
     def row(self, n_e: int, slots: int) -> Row:
         """Measure one pair on every batch."""
