@@ -21,7 +21,6 @@ from janus.experts.seam import MoEBlock, find_blocks
 from janus.experts.slots import Weights
 
 
-
 class Checkpoint:
     """A model folder, checked on opening: its skeleton on the meta device, and weights by name on demand.
 
