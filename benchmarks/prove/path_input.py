@@ -40,7 +40,14 @@ def check(name: str, code: str, says: list[str], attempt: Callable[[], Seen]) ->
     start = time.monotonic()
     got, message = attempt()
     ok = got == code and all(word in message for word in says)
-    return {"name": name, "value": got or "no error", "bar": code, "ok": ok, "unit": "", "note": f"{time.monotonic() - start:.1f} s: {message[:160]}"}
+    return {
+        "name": name,
+        "value": got or "no error",
+        "bar": code,
+        "ok": ok,
+        "unit": "",
+        "note": f"{time.monotonic() - start:.1f} s: {message[:160]}",
+    }
 
 
 def alone(root: Path) -> list[tuple[str, str, list[str], Callable[[], Seen]]]:
@@ -53,16 +60,30 @@ def alone(root: Path) -> list[tuple[str, str, list[str], Callable[[], Seen]]]:
     (pickled / "pytorch_model.bin").write_bytes(pickle.dumps({"lm_head.weight": [0.0]}))
     (torn / "model.safetensors").write_bytes((torn / "model.safetensors").read_bytes()[:5000])
     lacking, trace = root / "lacking.json", root / "requests.csv"
-    lacking.write_text(json.dumps({"format": "janus.placement/1", "num_experts": 16, "slots": [list(range(8)), list(range(7, 15))]}))
-    trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.68,374,44\n2023-11-16 18:15:47,three,4\n")
+    lacking.write_text(
+        json.dumps({"format": "janus.placement/1", "num_experts": 16, "slots": [list(range(8)), list(range(7, 15))]})
+    )
+    trace.write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.68,374,44\n2023-11-16 18:15:47,three,4\n"
+    )
     whole = tiny.save("mixtral", root / "whole")
     return [
         ("missing weight file", "checkpoint.missing", ["model-00002-of-00002.safetensors"], lambda: run(missing)),
         ("pickle checkpoint", "checkpoint.pickle", ["pytorch_model.bin"], lambda: run(pickled)),
         ("truncated weight file", "checkpoint.corrupt", ["model.safetensors"], lambda: run(torn)),
-        ("placement without an expert", "placement.missing", ["expert 15"], lambda: run(whole, "--placement", str(lacking))),
+        (
+            "placement without an expert",
+            "placement.missing",
+            ["expert 15"],
+            lambda: run(whole, "--placement", str(lacking)),
+        ),
         ("topology larger than the world", "topology.world", ["2A2E"], lambda: too_small_a_world(whole)),
-        ("corrupt trace line", "requests.file", ["requests.csv", "3", "three"], lambda: raised(lambda: load_requests(trace))),
+        (
+            "corrupt trace line",
+            "requests.file",
+            ["requests.csv", "3", "three"],
+            lambda: raised(lambda: load_requests(trace)),
+        ),
     ]
 
 
@@ -86,7 +107,19 @@ def between_roles(root: Path) -> list[tuple[str, str, list[str], Callable[[], Se
 
 def run(folder: Path, *options: str) -> Seen:
     """`janus run` on a folder; its error as JSON."""
-    command = [sys.executable, "-m", "janus.cli", "run", str(folder), "--topology", "1A2E", "--prompts", str(_prompts(folder)), "--json", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "janus.cli",
+        "run",
+        str(folder),
+        "--topology",
+        "1A2E",
+        "--prompts",
+        str(_prompts(folder)),
+        "--json",
+        *options,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     for line in reversed((done.stdout + done.stderr).splitlines()):
         if line.startswith("{"):

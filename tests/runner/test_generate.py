@@ -85,7 +85,9 @@ def test_sampling_follows_the_probabilities():
     assert (share - torch.tensor([0.7, 0.2, 0.1])).abs().max() < 0.04
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}])
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.0}, {"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}]
+)
 def test_impossible_sampling_is_refused(options):
     with pytest.raises(JanusError) as error:
         Sampling(do_sample=True, **options)

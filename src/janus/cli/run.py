@@ -58,7 +58,8 @@ def run_rank(settings: RunSettings) -> Json | None:
     except (JanusError, PeerLost) as error:
         if rendezvous is None:
             raise
-        print(error, file=sys.stderr, flush=True)  # the launcher tells the cause once; this is what this rank saw
+        if isinstance(error, PeerLost):  # each rank has seen something else; a refusal is told once, by the launcher
+            print(error, file=sys.stderr, flush=True)
         _hand_over(rendezvous, rank, {"error": to_dict(error)})
         raise SystemExit(exit_code(error)) from error
     if rendezvous is not None:

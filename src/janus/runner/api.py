@@ -157,9 +157,7 @@ class DisaggregatedRunner:
 
     def _balancer(self) -> Balancer:
         most = self.max_tokens * self.topology.n_attention
-        balancer = Balancer(self.placement, method=self._balance, backend=self._backend, max_tokens=most, device="cpu")
-        balancer(torch.zeros(1, 1, dtype=torch.long), 0)  # compiles or loads the kernel now, not in the first step
-        return balancer
+        return Balancer(self.placement, method=self._balance, backend=self._backend, max_tokens=most, device="cpu")
 
     @property
     def model(self) -> Any:
