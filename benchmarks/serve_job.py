@@ -6,7 +6,8 @@ runs inside. Used by the tests and the proofs; `run_job` is the other half, in t
     job = {"topology": "2A4E", "gpus_per_node": 2, "cases": [{"folder": ..., "prompts": [[...]], "max_new_tokens": 8,
            "options": {"gate": "experts"}, "generate": {}, "ranks": {"3": {"folder": ...}}}]}
 
-"family" instead of "folder" serves a live model from `tiny.build`; "ranks" overrides a case's fields on single ranks.
+"family" instead of "folder" serves a live model from `tiny.build`; "ranks" overrides a case's fields on single ranks;
+"own_loop" drives `runner.model` step by step instead of calling `generate`; a "world" larger than the topology leaves idle ranks.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def run_job(
     from janus import Topology
     from janus.runner.launch import launch
 
-    world = Topology.parse(job["topology"], gpus_per_node=job["gpus_per_node"]).world_size
+    world = job.get("world") or Topology.parse(job["topology"], gpus_per_node=job["gpus_per_node"]).world_size
     with tempfile.TemporaryDirectory(prefix="janus-job-") as folder:
         path = Path(folder, "job.json")
         path.write_text(json.dumps(job))
@@ -81,13 +82,36 @@ def run_case(job: dict[str, Any], case: dict[str, Any]) -> tuple[int, dict[str, 
         with DisaggregatedRunner(model, topology=topology, timeouts=timeouts, **_options(case)) as runner:
             out: dict[str, Any] = {}
             if runner.role == "attention":
-                generate = {"max_new_tokens": case["max_new_tokens"], **case.get("generate", {})}
-                out["completions"] = runner.generate(case["prompts"], **generate)
+                loop = own_loop if case.get("own_loop") else built_in
+                out["completions"] = loop(runner, case)
             else:
                 runner.serve()
             return runner.rank, out | {"stats": runner.stats()}
     except JanusError as error:
         return int(os.environ["RANK"]), {"error": error.code, "message": str(error)}
+
+
+def built_in(runner: Any, case: dict[str, Any]) -> list[list[int]]:
+    """The runner's own loop."""
+    return runner.generate(case["prompts"], max_new_tokens=case["max_new_tokens"], **case.get("generate", {}))
+
+
+def own_loop(runner: Any, case: dict[str, Any]) -> list[list[int]]:
+    """A user's loop: the first attention rank completes one prompt after the other, the others have no work."""
+    import torch
+
+    out = []
+    for prompt in case["prompts"]:
+        ids = torch.tensor([prompt])
+        for _ in range(case["max_new_tokens"]):
+            if runner.topology.instance(runner.rank):
+                runner.idle_step()
+                continue
+            with torch.inference_mode():
+                token = runner.model(input_ids=ids, use_cache=False).logits[0, -1].argmax()
+            ids = torch.cat([ids, token[None, None]], dim=1)
+        out.append(ids[0, len(prompt) :].tolist())
+    return out
 
 
 def _options(case: dict[str, Any]) -> dict[str, Any]:

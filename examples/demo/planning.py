@@ -42,7 +42,7 @@ def make(console: Console, requests: RequestTrace, slo: Slo) -> ScalePlan:
             demand=SERVICES * requests.output_tokens_per_s,
             slo=slo,
             trace=RoutingTrace.synthetic(like=recorded, num_experts=model.experts, top_k=model.top_k),
-            context=requests.mean_input + requests.mean_output / 2,
+            context=requests.mean_context,
             max_attention=8,
             max_experts=16,
             progress=progress,

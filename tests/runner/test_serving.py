@@ -164,18 +164,31 @@ def test_stats_tell_where_time_and_bytes_went(wide):
 
 @pytest.fixture(scope="module")
 def uneven(folders):
-    """3 attention and 2 expert ranks: the third attention rank is alone on its node."""
+    """3 attention and 2 expert ranks: the third attention rank is alone on its node; a sixth process has no role."""
     direct, gather = (_case(folder=folders["olmoe"], options={"regime": r}) for r in ("direct", "gather"))
     sampled = _case(folder=folders["mixtral"], generate=SAMPLED)
-    return run_job({"topology": "3A2E", "gpus_per_node": 2, "cases": [direct, gather, sampled]}, env=_path())
+    loops = [_case(folder=folders["olmoe"], own_loop=True, options={"gate": gate}) for gate in ("experts", "attention")]
+    cases = [direct, gather, sampled, *loops]
+    return run_job({"topology": "3A2E", "gpus_per_node": 2, "world": 6, "cases": cases}, env=_path())
 
 
 def test_gather_sends_fewer_messages_between_nodes_than_direct(uneven):
-    direct, gather, _ = uneven
+    direct, gather = uneven[:2]
     assert direct["completions"] == gather["completions"] == greedy("olmoe")
-    messages = [sum(s["traffic"]["between_nodes"]["messages"] for s in r["stats"]) for r in (direct, gather)]
+    messages = [sum(s["traffic"]["between_nodes"]["messages"] for s in r["stats"][:5]) for r in (direct, gather)]
     assert messages[1] < messages[0]
 
 
 def test_sampling_depends_on_seed_and_prompt_not_on_the_spread(wide, uneven):
     assert wide["sampled"]["completions"] == uneven[2]["completions"] != greedy("mixtral")
+
+
+def test_the_users_own_loop_gives_the_same_tokens_with_the_other_ranks_idle(uneven):
+    want = [tokens[: tokens.index(2) + 1] if 2 in tokens else tokens for tokens in greedy("olmoe")]
+    for result in uneven[3:]:
+        got = [tokens[: len(w)] for tokens, w in zip(result["completions"], want, strict=True)]
+        assert got == want  # the user's loop does not stop at the end-of-sequence token 2
+
+
+def test_a_process_that_the_topology_does_not_name_is_idle(uneven):
+    assert [r["stats"][5]["role"] for r in uneven] == ["idle"] * 5

@@ -1,0 +1,54 @@
+"""The stand-ins on the attention side: same contract as what they replace, no weights, no invented numbers."""
+
+import pytest
+import tiny
+import torch
+
+from janus import JanusError
+from janus.experts.seam import find_blocks
+from janus.runner.attention import RemoteExperts, RemoteRouter, disaggregate
+
+
+@pytest.mark.parametrize("gate", ["experts", "attention"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_stand_ins_take_the_weights_away_and_leave_the_rest(family, gate):
+    model = tiny.build(family)
+    blocks = find_blocks(model)
+    others = {k for k in model.state_dict() if ".experts." not in k and not (gate == "experts" and ".mlp.gate." in k)}
+    assert disaggregate(model, blocks, None, gate) is model
+    assert set(model.state_dict()) == others
+    assert sum(isinstance(m, RemoteExperts) for m in model.modules()) == len(blocks)
+    assert sum(isinstance(m, RemoteRouter) for m in model.modules()) == (len(blocks) if gate == "experts" else 0)
+    with torch.inference_mode():
+        logits = model(torch.arange(3, 12)[None]).logits  # without a link the experts add nothing
+    assert logits.shape == (1, 9, 256)
+    assert logits.isfinite().all()
+
+
+def test_placeholders_have_the_routers_shapes_and_nothing_else_is_invented():
+    block = find_blocks(tiny.build("deepseek_v3"))[0]
+    router = block.need_router()
+    real = block.block.gate(torch.randn(1, 5, 64))
+    stand_in = RemoteRouter(router, block.top_k, block.weights_dtype)(torch.randn(1, 5, 64))
+    assert len(stand_in) == len(real)
+    for i in (router.ids_at, router.weights_at):
+        assert (stand_in[i].shape, stand_in[i].dtype) == (real[i].shape, real[i].dtype)
+    assert [x is None for x in stand_in] == [i not in (router.ids_at, router.weights_at) for i in range(3)]
+
+
+def test_a_block_that_needs_the_routers_logits_is_refused_with_the_remedy():
+    model = tiny.build("mixtral")
+    blocks = find_blocks(model)
+    mlp = type(blocks[0].block)
+
+    class Curious(mlp):
+        def forward(self, hidden):
+            logits, weights, ids = self.gate(hidden.view(-1, 64))
+            return self.experts(hidden.view(-1, 64), ids, weights).view_as(hidden) * logits.sum()
+
+    for block in blocks:
+        block.block.__class__ = Curious
+    with pytest.raises(JanusError, match="use gate='attention'") as error:
+        disaggregate(model, find_blocks(model), None, "experts")
+    assert error.value.code == "model.router"
+    disaggregate(tiny.build("mixtral"), blocks, None, "attention")

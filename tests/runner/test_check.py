@@ -1,0 +1,86 @@
+"""What ranks compare at start-up: the digests see what matters and nothing else."""
+
+import pytest
+import tiny
+import torch
+
+from janus import JanusError, Placement, Topology
+from janus.experts.live import LiveModel
+from janus.runner.check import _compare_routes, _route_digest, check_source, checked_placement, contract
+from janus.runner.clock import Clock
+from janus.runner.expert import ExpertServer, LayerLoad
+from janus.sched import Balancer
+
+PLACEMENT = Placement.contiguous(16, 2)
+
+
+def server(model, placement=PLACEMENT, instance=0) -> ExpertServer:
+    balancer = Balancer(placement, max_tokens=64, device="cpu")
+    return ExpertServer(LiveModel(model), placement, instance, balancer, True, Clock())
+
+
+def test_equal_models_have_equal_contracts_and_others_do_not():
+    same = [contract(LiveModel(tiny.build("olmoe")), PLACEMENT, {"balance": "exact"}) for _ in range(2)]
+    assert same[0] == same[1]
+    wider = contract(LiveModel(tiny.build("olmoe", hidden_size=96)), PLACEMENT, {"balance": "exact"})
+    assert {k for k in wider if wider[k] != same[0][k]} == {"model"}
+    moved = contract(LiveModel(tiny.build("olmoe")), Placement.contiguous(16, 4), {"balance": "exact"})
+    assert {k for k in moved if moved[k] != same[0][k]} == {"placement"}
+
+
+def test_where_a_model_lies_and_who_wrote_it_do_not_count():
+    model = tiny.build("olmoe")
+    before = contract(LiveModel(model), PLACEMENT, {})
+    model.config._name_or_path, model.config.transformers_version = "elsewhere", "0"
+    assert contract(LiveModel(model), PLACEMENT, {}) == before
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_routers_digest_is_the_same_on_every_instance_and_sees_its_weights(family):
+    one, other = server(tiny.build(family)), server(tiny.build(family), instance=1)
+    assert _route_digest(one, 0) == _route_digest(other, 0)
+    with torch.no_grad():
+        other.routers[0].weight.neg_()
+    assert _route_digest(one, 0) != _route_digest(other, 0)
+
+
+def test_the_first_differing_layer_and_the_ranks_are_named():
+    _compare_routes({4: ["a", "b"], 5: ["a", "b"]})
+    with pytest.raises(JanusError, match=r"ranks 4 and 6 route .* MoE layer 1 \(1 layers in all\)") as error:
+        _compare_routes({4: ["a", "b"], 5: ["a", "b"], 6: ["a", "c"]})
+    assert error.value.code == "router.disagree"
+
+
+def test_default_placement_gives_every_instance_its_share():
+    topology = Topology.parse("1A3E")
+    placement = checked_placement(None, LiveModel(tiny.build("mixtral")), topology)
+    assert (placement.num_instances, placement.num_experts) == (3, 16)
+    assert placement.logcnt.tolist() == [[1] * 16]
+
+
+def test_router_logits_are_refused_for_one_gate_only():
+    source = LiveModel(tiny.build("mixtral", output_router_logits=True))
+    check_source(source, "attention")
+    with pytest.raises(JanusError, match="output_router_logits"):
+        check_source(source, "experts")
+
+
+def test_a_server_holds_its_slots_and_routes_like_the_model():
+    model = tiny.build("deepseek_v2")
+    part = server(model, instance=1)
+    assert [slots.experts for slots in part.slots] == [tuple(range(8, 16))] * 2
+    x = torch.randn(7, 64)
+    ids, weights = part.route(0, x)
+    _, want_weights, want_ids = model.model.layers[1].mlp.gate(x[None])
+    assert torch.equal(ids, want_ids)
+    assert torch.equal(weights, want_weights)
+    ids, weights = part.route(0, torch.empty(0, 64))
+    assert ids.shape == weights.shape == (0, 3)
+
+
+def test_the_load_of_a_layer_counts_distinct_slots_per_instance():
+    load = LayerLoad()
+    load.add(torch.tensor([[0, 5], [0, 6], [-1, 6]]), slots_per_instance=4)  # instance 0: slot 0; instance 1: 5 and 6
+    load.add(torch.tensor([[1, 2], [3, 0]]), slots_per_instance=4)
+    load.add(torch.empty(0, 2).long(), slots_per_instance=4)
+    assert (load.batches, load.tokens, load.a_max_sum, load.a_max_worst) == (3, 5, 6, 4)
