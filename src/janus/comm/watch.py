@@ -138,15 +138,13 @@ class Watch:
 
     def _follow(self, mine: dict[str, Any], deadline: float) -> int:
         """Walk from suspect to suspect to one that has pinned nothing: it could not, so it is the one."""
-        with contextlib.suppress(StoreGone):
-            while True:
-                culprit = self._walk(mine, {self._rank}, deadline)
-                if culprit is not None:
-                    return culprit
-                if time.monotonic() >= deadline:
-                    break
-                time.sleep(0.02)  # a note may still lack whom its rank was waiting for
-        return mine["peer"]  # a circle, or no store: only the first is known
+        while True:
+            culprit = self._walk(mine, {self._rank}, deadline)
+            if culprit is not None:
+                return culprit
+            if time.monotonic() >= deadline:
+                return mine["peer"]  # a circle: only the first is known
+            time.sleep(0.02)  # a note may still lack whom its rank was waiting for
 
     def _walk(self, note: dict[str, Any], seen: set[int], deadline: float) -> int | None:
         """Depth first: whom a rank lost, then whom it was waiting for when others gave it up."""
@@ -154,7 +152,9 @@ class Watch:
             if suspect is None or suspect in seen:
                 continue
             seen.add(suspect)
-            found = self._board.wait([f"suspect/{suspect}"], deadline)
+            found: dict[str, Any] = {}
+            with contextlib.suppress(StoreGone):  # then the walk ends at the last suspect it came to
+                found = self._board.wait([f"suspect/{suspect}"], deadline)
             if not found:
                 return suspect
             (theirs,) = found.values()
