@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 from janus.cli.prompts import Prompts, gather_prompts
 from janus.comm.layout import REGIMES
@@ -15,7 +15,8 @@ from janus.experts.folder import check_folder
 from janus.sched.backends import METHODS
 from janus.types import Placement, Topology
 
-GATES = ("experts", "attention")
+Gate = Literal["experts", "attention"]
+GATES: tuple[Gate, ...] = get_args(Gate)
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class RunSettings:
     model: Path
     topology: Topology
     placement: Placement | None
-    gate: str
+    gate: Gate
     balance: str
     regime: str
     prompts: Prompts
@@ -84,7 +85,7 @@ def checked_settings(
         model=model,
         topology=parsed,
         placement=_placement(placement, parsed),
-        gate=gate,
+        gate=cast(Gate, gate),
         balance=balance,
         regime=regime,
         prompts=gather_prompts(prompts, texts, model, config),
