@@ -23,6 +23,13 @@ def test_presets_are_the_system_files(shared):
         assert hw.gpus_per_node == int(said["num_gpus_per_node"])
 
 
+def test_presets_are_the_datasheets():
+    """The figures everybody knows, so that a lone clone notices a slip too."""
+    tbps = {name: hw.memory_bytes_per_s / 1e12 for name, hw in PRESETS.items()}
+    assert tbps == {"a100-sxm": 2.039, "h100-sxm": 3.35, "h200-sxm": 4.8, "b200-sxm": 7.7, "gb200": 8.0}
+    assert {name: hw.bf16_flops / 1e12 for name, hw in PRESETS.items()}["h100-sxm"] == 989
+
+
 def test_a_cluster_takes_the_usual_wiring_or_what_is_said():
     assert Cluster("gb200").node_size == 4
     assert Cluster("h100-sxm", gpus_per_node=2, inter_node_gbps=100).inter_node_bytes_per_s == 12.5e9

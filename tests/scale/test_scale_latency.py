@@ -50,6 +50,16 @@ def test_a_step_is_the_sum_less_the_overlap(plain):
     assert step.comm == pytest.approx(59 * plain.cost.layer_s(2, 4, 64, 10240) * 1e3)
 
 
+def test_no_more_is_hidden_than_there_is_to_hide_behind(plain):
+    """10,000 requests on one attention instance: the shared experts take longer than everything behind which they run."""
+    shared = plain.weights_us(plain.model.shared_params, 10_000, "bf16")
+    away = plain.moe_layer_us(Activated(1, 1), 10_000) + 1e6 * plain.cost.layer_s(1, 4, 10_000, 10240)
+    plain.model = ModelSpec.from_config("deepseek-v2", shared_width=100 * plain.model.shared_width)
+    step = plain.tpot(1, 4, 10_000, 1, Fixed(1))
+    assert 100 * shared > away
+    assert step.overlap == pytest.approx(59 * away / 1e3)
+
+
 def test_the_fullest_attention_instance_counts(plain):
     assert plain.tpot(2, 4, 7, 1000, Fixed(1)).attention == plain.tpot(2, 4, 8, 1000, Fixed(1)).attention
 

@@ -169,6 +169,17 @@ def test_the_colocated_result_is_an_optimum_of_its_kind(small_plan):
     assert c.batch >= p.demand / c.copies * c.tpot_ms / 1e3 - 1e-6
 
 
+def test_colocated_shared_experts_hide_behind_the_exchange_only(skewed):
+    """On one GPU there is no exchange, hence nothing to hide behind; on two at most its time is hidden."""
+    args = {"demand": 500, "slo": 100, "context": 400, "max_attention": 1, "max_experts": 2, "max_batch": 256}
+    p = plan("deepseek-v2-lite", Cluster("h100-sxm"), trace=skewed(26, 64), **args)
+    table = p.problem.table.extended([(1, 64), (2, 40)])
+    assert colocated_step(p.problem, table, 1, 64, 8).overlap == 0
+    two = colocated_step(p.problem, table, 2, 40, 8)
+    assert 0 < two.overlap <= two.comm
+    assert two.tpot == pytest.approx(two.attention + two.moe + two.comm + two.other - two.overlap)
+
+
 def test_a_model_that_fits_one_gpu_is_not_disaggregated(olmoe, skewed):
     p = plan(olmoe, Cluster("h100-sxm"), trace=skewed(16, 64), **{**ARGS, "demand": 500, "slo": 100})
     assert p.colocated.gpus == 1
