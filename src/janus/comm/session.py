@@ -64,6 +64,7 @@ class Session:
         self._group: Any = group.connect(store, self._board.prefix, self.members, self.rank, deadline)
         notes = Board(store, self._board.prefix, call_s=_BLAME_CALL_S)
         self.watch = Watch(notes, self._group, self.members, self.rank)
+        self.watch.start()
         self.wire = Wire(self._group, self.topology, self.rank, self.watch)
         atexit.register(self.watch.abandon)
 

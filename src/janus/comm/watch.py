@@ -44,12 +44,14 @@ class Watch:
         self._note: dict[str, Any] | None = None  # what this rank has pinned: peer, silent, why, waiting
         self._verdict: PeerLost | None = None
         self.leaving = False
-        me, n = members.index(rank), len(members)
-        self._threads = [
-            threading.Thread(target=self._run, args=((me + (1 << i)) % n,), daemon=True, name="janus-watch")
-            for i in range((n - 1).bit_length())
-        ]
-        for thread in self._threads:
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Start watching; one thread per rank watched, about log2 of the members."""
+        me, n = self._members.index(self._rank), len(self._members)
+        for i in range((n - 1).bit_length()):
+            thread = threading.Thread(target=self._run, args=((me + (1 << i)) % n,), daemon=True, name="janus-watch")
+            self._threads.append(thread)
             thread.start()
 
     def lost(self, peer: int, phase: str, layer: int, why: str, *, silent: bool) -> PeerLost:
