@@ -49,9 +49,10 @@ types: $(READY) ## pyright
 	@echo "== types"
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
+# never --quiet: it hides the warnings that strict counts
 docs: $(READY) ## build the documentation, strictly, into site/
 	@echo "== docs"
-	@$(BIN)/mkdocs build --strict --quiet
+	@$(BIN)/mkdocs build --strict
 
 tests: $(READY) ## pytest
 	@echo "== tests"

@@ -78,7 +78,8 @@ def plan(
         trace: routing of this model: a `RoutingTrace`, or per-layer expert counts (top_k from the model).
         context: mean KV length, tokens.
         method: ``"exhaustive"``.
-        max_attention, max_experts: largest pools to search.
+        max_attention: largest attention pool to search.
+        max_experts: largest expert pool to search.
         headroom: factor on the demand, >= 1.
         prefill: ``"elsewhere"`` (decode only), or ``"attention"``: the pools also process the prompts.
         options: see `Options`.

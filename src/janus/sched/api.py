@@ -90,7 +90,9 @@ class Balancer:
 
     Args:
         placement: where the replicas are.
-        method, backend, cost: as in `balance`.
+        method: as in `balance`.
+        backend: as in `balance`.
+        cost: as in `balance`.
         max_tokens: most tokens T of one call.
         device: ``"cpu"``; others are not in this version.
 

@@ -2,21 +2,19 @@
 
 Legend of the shape letters used in names everywhere (``x_BH``, ``ids_TK``):
 
-====== ====================================================================
-letter meaning
-====== ====================================================================
-T      tokens in one call
-B      in-flight batch: the tokens of all attention instances together
-b      tokens of one attention instance, B / n_a on average
-H      hidden size
-F      intermediate size of one expert
-K      experts per token (top-k)
-E      logical experts of one layer
-G      expert instances, n_e
-C      expert slots per instance and layer
-R      physical slots of one layer, G * C
-L      MoE layers (dense layers do not count)
-====== ====================================================================
+| letter | meaning |
+|---|---|
+| T | tokens in one call |
+| B | in-flight batch: the tokens of all attention instances together |
+| b | tokens of one attention instance, B / n_a on average |
+| H | hidden size |
+| F | intermediate size of one expert |
+| K | experts per token (top-k) |
+| E | logical experts of one layer |
+| G | expert instances, n_e |
+| C | expert slots per instance and layer |
+| R | physical slots of one layer, G * C |
+| L | MoE layers (dense layers do not count) |
 """
 
 from janus.types.placement import Placement
