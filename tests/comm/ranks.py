@@ -75,6 +75,7 @@ class Nursery:
 
 
 def main() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)  # an interrupt also removes the temporary folder
     import scenarios  # imports torch, once
 
     for line in sys.stdin:
