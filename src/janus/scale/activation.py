@@ -179,7 +179,7 @@ def analytic_bound(p_E: FloatArray, slots_GC: npt.NDArray[np.integer], B: float,
         active = active / np.bincount(slots_GC[filled], minlength=len(p_E))
     a_bar = float(np.where(filled, active[slots_GC], 0.0).sum(axis=1).max())
     instances, slots = slots_GC.shape
-    return min(slots, a_bar + math.sqrt(2 * a_bar * math.log(instances))) + 1
+    return 1.0 + min(slots, a_bar + math.sqrt(2 * a_bar * math.log(instances)))
 
 
 def _mix(a: Activated, b: Activated, share: float) -> Activated:

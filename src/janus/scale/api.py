@@ -86,6 +86,14 @@ def plan(
 
     Raises:
         JanusError: ``scale.*``, ``model.*``, ``routing.*``, ``slo.range``.
+
+    Example:
+        A model that fits on one GPU, with expert popularity 1, 2, ... 64, should not be split:
+
+        >>> few = {"max_attention": 2, "max_experts": 2, "max_batch": 64}
+        >>> found = plan("olmoe-1b-7b", Cluster("h100-sxm"), demand=500, slo=50, trace=[range(1, 65)], context=400, **few)
+        >>> str(found.topology), found.colocated.gpus, found.disaggregate
+        ('1A1E', 1, False)
     """
     if method == "milp":
         raise JanusError("scale.method", "method 'milp' is not in this version; use 'exhaustive', which is exact")
