@@ -20,7 +20,7 @@ def draw_a_max(table: dict[str, list[float]], path: Path, title: str) -> None:
         axes.bar_label(bars, fmt="%.1f", fontsize=7)
     axes.set_xticks(range(len(next(iter(table.values())))))
     axes.set_xlabel("MoE layer")
-    axes.set_ylabel("a_max (activated experts on the busiest instance)")
+    axes.set_ylabel("a_max: experts read by the busiest instance", fontsize=9)
     axes.set_title(title, fontsize=10)
     axes.legend(title="balancing", ncols=len(table), loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False)
     figure.savefig(path, dpi=150)

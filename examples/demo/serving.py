@@ -19,7 +19,7 @@ from janus.sched import place
 
 HERE = Path(__file__).parent
 MODEL = HERE.parent / "tiny_moe"
-TOPOLOGY, GPUS_PER_NODE, SLOTS = "2A4E", 2, 12
+TOPOLOGY, GPUS_PER_NODE, SLOTS = "2A4E", 2, 20
 NEW_TOKENS, DEADLINE_S = 48, 150.0
 METHODS = ("random", "tokens", "greedy", "exact")
 REGIMES = ("direct", "gather")
@@ -147,8 +147,10 @@ def print_traffic(console: Console, parts: dict[str, list[dict[str, Any]]]) -> N
 
 
 def print_time(console: Console, ranks: list[dict[str, Any]]) -> None:
-    """Where one attention and one expert rank spent the time."""
-    for rank in (0, 2):
-        stats = ranks[rank]["stats"]
-        phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in stats["seconds"].items())
-        console.print(f"rank {rank} ({stats['role']}): {phases}", highlight=False)
+    """Where the first attention and the first expert rank spent the time of the run that gathered."""
+    for stats in (next(r["stats"] for r in ranks if r["stats"]["role"] == role) for role in ("attention", "expert")):
+        seconds = dict(stats["seconds"])
+        if "generate_s" in stats:
+            seconds["attention and the rest of the model"] = stats["generate_s"] - sum(seconds.values())
+        phases = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
+        console.print(f"rank {stats['rank']} ({stats['role']}): {phases}", highlight=False)

@@ -311,11 +311,13 @@ class DisaggregatedRunner:
         return [by_instance[i % len(by_instance)][i // len(by_instance)] for i in range(n_prompts)]
 
     def _attention_stats(self) -> dict[str, Any]:
-        steps = [s for run in self._generations for s in run.timing.decode_s]
+        timings = [run.timing for run in self._generations]
+        steps = [s for timing in timings for s in timing.decode_s]
         return {
-            "prefill_s": sum(run.timing.prefill_s for run in self._generations),
+            "generate_s": sum(timing.total_s for timing in timings),
+            "prefill_s": sum(timing.prefill_s for timing in timings),
             "decode_steps": len(steps),
-            "tokens": sum(run.timing.tokens for run in self._generations),
+            "tokens": sum(timing.tokens for timing in timings),
             "tpot_ms": 1e3 * sum(steps) / len(steps) if steps else None,
         }
 

@@ -65,8 +65,9 @@ class Sampling:
 
 @dataclass
 class Timing:
-    """Wall-clock facts of one `generate` on this rank: seconds of prefill, and of each decode step."""
+    """Wall-clock facts of one `generate` on this rank: seconds in all (idle steps too), of prefill, of each decode step."""
 
+    total_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: list[float] = field(default_factory=list)
     tokens: int = 0
@@ -151,6 +152,7 @@ class Generation:
             self._decode()
         while self.link.idle_step():  # the others may still have tokens
             pass
+        self.timing.total_s = time.perf_counter() - start
         self.timing.tokens = sum(map(len, self.batch.completions))
         return self.batch.completions
 
