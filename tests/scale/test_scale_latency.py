@@ -1,5 +1,8 @@
 """The roofline by hand, its units, and its shape."""
 
+import csv
+
+import numpy as np
 import pytest
 
 from janus import JanusError
@@ -86,15 +89,25 @@ def test_measured_moe_decode_of_deepseek_v3_on_h200():
         assert ours == pytest.approx(30.7 + 11.04 * experts, rel=0.02)
 
 
-def test_measured_attention_of_deepseek_v3_on_h200():
-    """Measured MLA module (fp8 weights and cache), ms: the roofline is within 25 %, its worst at b = 32.
-
-    b = 1 set the fixed time; the others are predictions.
-    """
+def attention_errors(folder, kernel):
+    """Relative error of the roofline at every measured point of the MLA module with all 128 heads."""
     latency = LatencyModel.roofline(ModelSpec.from_config("deepseek-v3", kv_dtype="fp8"), Cluster("h200-sxm"))
-    measured = {(1, 1): 0.0915, (32, 1024): 0.128, (128, 2048): 0.2341, (256, 1024): 0.2886, (16, 16384): 0.2164}
-    for (b, context), ms in measured.items():
-        assert latency.attention_layer_us(b, context) / 1e3 == pytest.approx(ms, rel=0.25), (b, context)
+    with (folder / "data/kernel_perf/h200_sglang0.5.10_mla_module_decode_dsv3.csv").open() as file:
+        rows = [r for r in csv.DictReader(file) if r["num_heads"] == "128" and r["kernel_source"] == kernel]
+    ours = [latency.attention_layer_us(int(r["batch_size"]), int(r["isl"]) + int(r["step"])) / 1e3 for r in rows]
+    return np.array([q / float(r["latency"]) - 1 for q, r in zip(ours, rows, strict=True)])
+
+
+@pytest.mark.parametrize(("kernel", "points", "worst"), [("fa3", 92, 0.30), ("flashinfer", 91, 0.26)])
+def test_measured_attention_of_deepseek_v3_on_h200(shared, kernel, points, worst):
+    """Every measured point, none chosen: `compute` was fitted on fa3, so only flashinfer is a check of it.
+
+    The tolerances are what was seen (0.278 and 0.249) rounded up: they notice a change, they promise no accuracy.
+    """
+    errors = attention_errors(shared, kernel)
+    assert len(errors) == points
+    assert np.abs(errors).max() < worst
+    assert np.median(np.abs(errors)) < 0.07
 
 
 def test_breakdown_adds_up():
