@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tiny
 
 from janus import JanusError
 from janus.scale.configs import FAMILIES, shipped_names
@@ -150,3 +151,10 @@ def root_config():
         "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32, "n_routed_experts": 16,
         "n_shared_experts": 2, "num_experts_per_tok": 4, "first_k_dense_replace": 1, "vocab_size": 1000,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_folder_saved_again_by_transformers_reads_like_the_models_own(family, tmp_path):
+    spec = ModelSpec.from_config(tiny.save(family, tmp_path))
+    dense = {"qwen3_moe": 1, "deepseek_v2": 1, "deepseek_v3": 1}.get(family, 0)
+    assert (spec.experts, spec.top_k, spec.hidden, spec.layers, spec.moe_layers) == (16, 3, 64, 3, 3 - dense)

@@ -118,7 +118,7 @@ def _spec(config: Fields, family: Family, name: str) -> ModelSpec:
         layers=layers,
         moe_layers=moe_layers,
         hidden=hidden,
-        experts=config.number(family.experts),
+        experts=config.number(_experts_field(config, family)),
         top_k=config.number("num_experts_per_tok"),
         expert_width=width,
         shared_width=_shared_width(config, family, width),
@@ -131,6 +131,12 @@ def _spec(config: Fields, family: Family, name: str) -> ModelSpec:
         expert_bias=2 * width + hidden if family.gpt_oss else 0,
         router_bias=family.router_bias,
     )
+
+
+def _experts_field(config: Fields, family: Family) -> str:
+    # transformers >= 5.20 saves every family's E under one name, whatever the model card calls it.
+    resaved = "num_local_experts"
+    return resaved if family.experts not in config.data and resaved in config.data else family.experts
 
 
 def _moe_layers(config: Fields, family: Family, layers: int) -> int:
