@@ -1,6 +1,6 @@
 """Prove: models add up, every candidate of a plan holds against the plain reference, and the paper's picks in shape.
 
-    python benchmarks/prove/path_plan.py [--sample]
+    python benchmarks/prove/scale_plan.py [--sample]
 
 Progress goes to stderr; the last line of stdout is one JSON object of figures.
 """
