@@ -6,6 +6,7 @@ import pickle
 import pytest
 import tiny
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from janus import JanusError
@@ -43,6 +44,28 @@ def test_attention_side_has_all_other_weights_and_no_expert(saved):
     got = loaded.state_dict()
     assert got.keys() == want.keys()
     assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+KEPT_IN_FLOAT32 = {
+    "Ernie4_5_MoeConfig": dict(
+        moe_num_experts=8, moe_k=2, moe_intermediate_size=32, moe_layer_start_index=0
+    ),  # by pattern
+    "HunYuanMoEV1Config": dict(num_experts=8, moe_topk=2, head_dim=16),  # by the module
+}
+
+
+@pytest.mark.parametrize("name", KEPT_IN_FLOAT32)
+def test_a_router_has_the_dtypes_the_undivided_model_gives_it(name, tmp_path):
+    config = getattr(transformers, name)(**(tiny.BASE | KEPT_IN_FLOAT32[name] | {"num_hidden_layers": 2}))
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    with Checkpoint(tmp_path, dtype=torch.bfloat16) as checkpoint:
+        block = checkpoint.blocks[-1]
+        got = checkpoint.router(block).state_dict()
+    want = model.get_submodule(f"{block.name}.{block.need_router().attr}").state_dict()
+    assert torch.float32 in {t.dtype for t in want.values()}
+    assert {k: t.dtype for k, t in got.items()} == {k: t.dtype for k, t in want.items()}
+    assert all(torch.equal(got[k], want[k]) for k in want)
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """What is refused before anything of a model folder is opened; every rank and the command line ask the same function."""
 
+import json
+
 import pytest
 
 from janus import JanusError
@@ -41,3 +43,12 @@ def test_a_folder_that_is_no_model(folder, break_it, code, words):
 def test_a_file_is_no_folder(folder):
     with pytest.raises(JanusError, match="is not a folder"):
         check_folder(folder / "config.json")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_quantized_weights_are_refused_since_their_scales_would_be_lost(folder, nested):
+    quantized = {"quantization_config": {"quant_method": "fp8"}}
+    (folder / "config.json").write_text(json.dumps({"text_config": quantized} if nested else quantized))
+    with pytest.raises(JanusError, match="'fp8'") as caught:
+        check_folder(folder)
+    assert caught.value.code == "checkpoint.quantized"

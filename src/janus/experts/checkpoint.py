@@ -29,8 +29,9 @@ class Checkpoint:
         dtype: of the weights in memory; default the one the config names, else float32.
 
     Raises:
-        JanusError: ``checkpoint.folder`` (no such folder), ``checkpoint.config``, ``checkpoint.pickle`` (weights only
-            as pickles), ``checkpoint.missing`` (a file or tensor that should be there), ``checkpoint.corrupt``.
+        JanusError: ``checkpoint.folder`` (no such folder), ``checkpoint.config``, ``checkpoint.quantized``,
+            ``checkpoint.pickle`` (weights only as pickles), ``checkpoint.missing`` (a file or tensor that should be
+            there), ``checkpoint.corrupt``.
 
     Example:
         >>> from pathlib import Path
@@ -83,8 +84,10 @@ class Checkpoint:
                     "model.router", f"{block.name}.{attr} keeps {name!r} outside the checkpoint; use gate='attention'"
                 )
         module = module.to_empty(device="cpu")
-        filled = {name: self.tensor(f"{block.name}.{attr}.{name}") for name in stored}
-        module.load_state_dict({name: t.to(self._dtype_of(name)) for name, t in filled.items()}, assign=True)
+        names = {name: f"{block.name}.{attr}.{name}" for name in stored}
+        module.load_state_dict(
+            {name: self.tensor(full).to(self._dtype_of(full)) for name, full in names.items()}, assign=True
+        )
         return module.eval().requires_grad_(False)
 
     def tensor(self, target: str) -> torch.Tensor:
@@ -206,13 +209,15 @@ class Checkpoint:
         except (SafetensorError, OSError) as error:
             raise JanusError("checkpoint.corrupt", f"{path}: cannot read {key}: {error}") from error
 
-    def _dtype_of(self, name: str) -> torch.dtype:
-        # transformers keeps some parameters in float32 whatever the model's dtype (a router's correction bias).
-        keep = {
-            *(getattr(self.skeleton, "_keep_in_fp32_modules", None) or ()),
-            *(getattr(self.skeleton, "_keep_in_fp32_modules_strict", None) or ()),
-        }
-        return torch.float32 if any(part in name for part in keep) else self.dtype
+    def _dtype_of(self, target: str) -> torch.dtype:
+        # transformers keeps some parameters in float32 whatever the model's dtype (a router's weight or correction
+        # bias): by patterns over full names that depend on the dtype, or because the module declares it.
+        from transformers.core_model_loading import build_glob_alternation
+
+        plan = self.skeleton._get_dtype_plan(self.dtype)
+        pattern, names, _ = build_glob_alternation(list(plan))
+        found = pattern.search(target) if plan else None
+        return plan[names[found.lastgroup]] if found else self.skeleton.state_dict()[target].dtype
 
 
 def _tensor_files(folder: Path) -> dict[str, Path]:

@@ -19,7 +19,8 @@ def check_folder(folder: Path) -> dict[str, Any]:
         The contents of its config.json.
 
     Raises:
-        JanusError: ``checkpoint.folder``, ``checkpoint.config``, ``checkpoint.pickle``, ``checkpoint.missing``.
+        JanusError: ``checkpoint.folder``, ``checkpoint.config``, ``checkpoint.quantized``, ``checkpoint.pickle``,
+            ``checkpoint.missing``.
 
     Example:
         >>> try:
@@ -31,6 +32,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise JanusError("checkpoint.folder", f"{folder} is not a folder; give a local Hugging Face model folder")
     config = _config(folder / "config.json")
+    _refuse_quantized(folder, config)
     if not (folder / INDEX).is_file() and not (folder / SINGLE).is_file():
         _refuse_weights(folder)
     return config
@@ -44,6 +46,19 @@ def _config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise JanusError("checkpoint.config", f"{path} must hold a JSON object, got {type(config).__name__}")
     return config
+
+
+def _refuse_quantized(folder: Path, config: dict[str, Any]) -> None:
+    # Experts are read tensor by tensor, without the scales beside them: cast alone they would be silently wrong.
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    found = next((part["quantization_config"] for part in parts if part.get("quantization_config")), None)
+    if found:
+        method = found.get("quant_method") if isinstance(found, dict) else found
+        raise JanusError(
+            "checkpoint.quantized",
+            f"{folder} holds quantized weights (quant_method {method!r}), which this version does not read; convert it to "
+            "float32, bfloat16 or float16 and save it again",
+        )
 
 
 def _refuse_weights(folder: Path) -> None:
