@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus import JanusError
-from janus.runner.generate import Batch, Sampling, Timing, check_prompts
+from janus.runner.generate import Batch, Sampling, Timing, check_prompts, check_room
 
 PROMPTS = st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=20), max_size=6)
 
@@ -86,7 +87,13 @@ def test_sampling_follows_the_probabilities():
 
 
 @pytest.mark.parametrize(
-    "options", [{"temperature": 0.0}, {"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}]
+    "options",
+    [
+        *({"temperature": t} for t in (0.0, -1.0, float("nan"), float("inf"), "hot", None)),
+        *({"top_k": k} for k in (0, 2.5, "3", True)),
+        *({"top_p": p} for p in (0.0, 1.5, "all")),
+        *({"seed": s} for s in (None, 1.5, "x")),
+    ],
 )
 def test_impossible_sampling_is_refused(options):
     with pytest.raises(JanusError) as error:
@@ -106,6 +113,7 @@ def test_impossible_sampling_is_refused(options):
         ([[True]], 1, "generate.prompts"),
         ([[1]], -1, "generate.prompts"),
         ([[1]], "2", "generate.prompts"),
+        ([[1]], True, "generate.prompts"),
         ([[1] * 15], 6, "generate.length"),
     ],
 )
@@ -113,6 +121,27 @@ def test_prompts_that_cannot_be_served_are_refused(prompts, limit, code):
     with pytest.raises(JanusError) as error:
         check_prompts(prompts, limit, vocab_size=10, max_positions=20)
     assert error.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("prompts", "one_step", "code"),
+    [
+        ([[1]] * 5, False, "generate.prompts"),  # 3 prompts on the first of two ranks, where 2 fit
+        ([[1], [1, 2, 3]], True, "generate.length"),  # the second rank's
+        ([[1, 1], [1], [1]], True, "generate.length"),  # 2 x 2 with padding
+    ],
+)
+def test_what_one_rank_cannot_hold_is_refused_on_every_rank(prompts, one_step, code):
+    with pytest.raises(JanusError) as error:
+        check_room(prompts, 2, 2, one_step=one_step)
+    assert error.value.code == code
+
+
+def test_prompts_that_fit_have_room():
+    check_room([[1]] * 4, 2, 2, one_step=False)
+    check_room([[1, 2, 3]], 2, 2, one_step=False)  # in chunks
+    check_room([[1, 2], [1]], 3, 2, one_step=True)
+    check_room([], 2, 2, one_step=True)
 
 
 def test_good_prompts_pass():
@@ -123,3 +152,8 @@ def test_good_prompts_pass():
 def test_tpot_is_the_mean_of_the_steps_after_the_first_token():
     assert Timing(decode_s=[0.1, 0.3]).tpot_ms == pytest.approx(200)
     assert Timing(prefill_s=1.0).tpot_ms is None
+
+
+def test_transformers_marks_models_that_cannot_take_a_prompt_in_chunks():
+    assert transformers.JambaForCausalLM._is_stateful  # its state is lost between chunks: other tokens, no error
+    assert not transformers.MixtralForCausalLM._is_stateful

@@ -93,6 +93,7 @@ def wide(folders):
         "prompts differ": _case(folder=mixtral, ranks={"1": {"prompts": PROMPTS[:2]}}),
         "router logits": _case(folder=folders["unsure"]),
         "one broken rank": _case(folder=mixtral, ranks={"1": {"folder": folders["no-head"]}}),
+        "more prompts than room": _case(folder=mixtral, options={"max_tokens": 2}),
         "bad ids": _case(folder=mixtral, prompts=[[1, 999]]),
         "after all that": _case(folder=mixtral),
     }
@@ -146,6 +147,7 @@ def test_what_ranks_disagree_on_is_an_error_on_every_rank(wide, case, code, name
 
 def test_wrong_prompts_are_an_error_on_the_attention_ranks_and_the_pools_live_on(wide):
     assert wide["bad ids"]["errors"][:2] == ["generate.prompts"] * 2
+    assert wide["more prompts than room"]["errors"][:2] == ["generate.prompts"] * 2  # 3 on rank 0, 2 on rank 1
     assert wide["prompts differ"]["errors"][:2] == ["generate.differ"] * 2
     assert wide["after all that"]["completions"] == greedy("mixtral")
 

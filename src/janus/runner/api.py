@@ -20,7 +20,7 @@ from janus.runner.attention import ExpertLink, disaggregate
 from janus.runner.check import agree_ready, check_source, checked_placement, contract
 from janus.runner.clock import Clock
 from janus.runner.expert import ExpertServer
-from janus.runner.generate import Batch, Generation, Sampling, check_prompts
+from janus.runner.generate import Batch, Generation, Sampling, check_prompts, check_room
 from janus.sched import Balancer
 from janus.types import Placement, RoutingTrace, Topology
 
@@ -46,7 +46,8 @@ class DisaggregatedRunner:
         scope: with the attention-side gate, balance over the ``"batch"`` of all attention ranks or per ``"rank"``.
         regime: of the exchange.
         dtype: of the weights; default the checkpoint's.
-        max_tokens: most tokens one attention rank sends in one step; longer prompts are prefilled in chunks.
+        max_tokens: most tokens one attention rank sends in one step; longer prompts are prefilled in chunks,
+            unless the model has recurrent layers.
         record: keep every batch's routing for `routing()` (expert-side gate).
         timeouts: deadlines of every wait.
 
@@ -222,13 +223,11 @@ class DisaggregatedRunner:
         self._need("attention", "generate()")
         config = self.model.config.get_text_config()
         check_prompts(prompts, max_new_tokens, config.vocab_size, getattr(config, "max_position_embeddings", None))
+        stateful = getattr(self.model, "_is_stateful", False)  # transformers' mark of recurrent layers
+        check_room(prompts, self.topology.n_attention, self.max_tokens, one_step=stateful)
         sampling = Sampling(do_sample, temperature, top_k, top_p, seed)
         self._check_same_call([list(map(list, prompts)), max_new_tokens, repr(sampling), stop_at_eos])
         mine = range(self.topology.instance(self.rank), len(prompts), self.topology.n_attention)
-        if len(mine) > self.max_tokens:
-            raise JanusError(
-                "generate.prompts", f"{len(mine)} prompts on one rank exceed max_tokens={self.max_tokens}; raise it"
-            )
         stop = self._stop_ids() if stop_at_eos else frozenset()
         batch = Batch([prompts[i] for i in mine], mine, max_new_tokens, stop, sampling, pad=0)
         run = Generation(self.model, self._link, batch, self.max_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,14 +34,17 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
+        if not (_is(float, self.temperature) and 0 < self.temperature < math.inf):
             raise JanusError(
-                "generate.sampling", f"temperature must be > 0, got {self.temperature}; do_sample=False is greedy"
+                "generate.sampling",
+                f"temperature must be a finite number > 0, got {self.temperature!r}; do_sample=False is greedy",
             )
-        if self.top_k is not None and self.top_k < 1:
-            raise JanusError("generate.sampling", f"top_k must be >= 1 or None, got {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise JanusError("generate.sampling", f"top_p must lie in (0, 1] or be None, got {self.top_p}")
+        if self.top_k is not None and not (_is(int, self.top_k) and self.top_k >= 1):
+            raise JanusError("generate.sampling", f"top_k must be an integer >= 1 or None, got {self.top_k!r}")
+        if self.top_p is not None and not (_is(float, self.top_p) and 0 < self.top_p <= 1):
+            raise JanusError("generate.sampling", f"top_p must lie in (0, 1] or be None, got {self.top_p!r}")
+        if not _is(int, self.seed):
+            raise JanusError("generate.sampling", f"seed must be an integer, got {self.seed!r}")
 
     def pick(self, logits_nV: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
         """int64 [n]: the next token of each row of float [n, V] logits."""
@@ -190,7 +194,7 @@ class Generation:
 
 def check_prompts(prompts: Any, max_new_tokens: int, vocab_size: int, max_positions: int | None) -> None:
     """Refuse prompts that cannot be served, before any rank starts."""
-    if not isinstance(max_new_tokens, int) or max_new_tokens < 0:
+    if not _is(int, max_new_tokens) or max_new_tokens < 0:
         raise JanusError("generate.prompts", f"max_new_tokens must be an integer >= 0, got {max_new_tokens!r}")
     if not isinstance(prompts, (list, tuple)):
         raise JanusError("generate.prompts", f"prompts must be a list of token-id lists, got {type(prompts).__name__}")
@@ -210,12 +214,42 @@ def check_prompts(prompts: Any, max_new_tokens: int, vocab_size: int, max_positi
             )
 
 
+def check_room(prompts: Sequence[Sequence[int]], instances: int, max_tokens: int, *, one_step: bool) -> None:
+    """Refuse prompts too many or too long for some rank; the verdict is the same on every rank.
+
+    Args:
+        prompts: of all ranks; prompt i goes to instance i mod `instances`.
+        instances: of attention.
+        max_tokens: of one rank in one step.
+        one_step: the model cannot take a prompt in chunks.
+
+    Raises:
+        JanusError: ``generate.prompts`` or ``generate.length``.
+    """
+    for rows in (prompts[first::instances] for first in range(min(instances, len(prompts)))):
+        if len(rows) > max_tokens:
+            raise JanusError(
+                "generate.prompts", f"{len(rows)} prompts on one rank exceed max_tokens={max_tokens}; raise it"
+            )
+        need = len(rows) * max(map(len, rows))
+        if one_step and need > max_tokens:
+            raise JanusError(
+                "generate.length",
+                "a model with recurrent layers must take its prompts in one step, padding included: "
+                f"{len(rows)} x {need // len(rows)} tokens on one rank exceed max_tokens={max_tokens}; raise it to {need}",
+            )
+
+
 def _left_padded(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
     width = max(map(len, rows), default=0)
     out = torch.full((len(rows), width), fill, dtype=torch.long)
     for padded, row in zip(out, rows, strict=True):
         padded[width - len(row) :] = torch.tensor(row)
     return out
+
+
+def _is(kind: type[int] | type[float], value: Any) -> bool:
+    return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
 
 
 def _generator(seed: int, index: int) -> torch.Generator:
