@@ -1,12 +1,15 @@
 """The stand-ins on the attention side: same contract as what they replace, no weights, no invented numbers."""
 
+from types import SimpleNamespace
+
 import pytest
 import tiny
 import torch
 
 from janus import JanusError
 from janus.experts.seam import find_blocks
-from janus.runner.attention import RemoteExperts, RemoteRouter, disaggregate
+from janus.runner.attention import ExpertLink, RemoteExperts, RemoteRouter, disaggregate
+from janus.runner.clock import Clock
 
 
 @pytest.mark.parametrize("gate", ["experts", "attention"])
@@ -52,3 +55,61 @@ def test_a_block_that_needs_the_routers_logits_is_refused_with_the_remedy():
         disaggregate(model, find_blocks(model), None, "experts")
     assert error.value.code == "model.router"
     disaggregate(tiny.build("mixtral"), blocks, None, "attention")
+
+
+class Wire:
+    """An exchange that notes what was asked of it; the experts add nothing."""
+
+    def __init__(self, others: int):
+        self.others, self.log = others, []
+
+    def begin(self, b):
+        self.log.append(f"begin {b}")
+        return SimpleNamespace(closed=False, total=b + self.others)
+
+    def dispatch(self, x, *, layer):
+        self.log.append(f"layer {layer}: {len(x)}")
+        return x
+
+    def combine(self, handle):
+        return handle
+
+
+@pytest.fixture
+def linked():
+    def make(others=0):
+        blocks, wire = find_blocks(tiny.build("olmoe")), Wire(others)
+        return ExpertLink(wire, blocks, None, "batch", Clock(), torch.float32), wire
+
+    return make
+
+
+def carry(link, layer, tokens):
+    return link.carry(layer, torch.ones(tokens, 64), torch.zeros(tokens, 3).long(), torch.ones(tokens, 3))
+
+
+def test_a_forward_opens_one_step_with_or_without_tokens_of_its_own(linked):
+    link, wire = linked(others=5)
+    for tokens in (2, 0):
+        for layer in range(3):
+            assert len(carry(link, layer, tokens)) == tokens
+    assert wire.log == [x for n in (2, 0) for x in (f"begin {n}", *(f"layer {i}: {n}" for i in range(3)))]
+
+
+def test_a_forward_in_which_nobody_has_tokens_is_one_begin_like_an_idle_step(linked):
+    link, wire = linked()
+    for layer in range(3):
+        carry(link, layer, 0)
+    assert not link.idle_step()
+    assert wire.log == ["begin 0"] * 2
+
+
+def test_after_a_forward_that_ended_halfway_the_next_is_refused(linked):
+    link, wire = linked()
+    carry(link, 0, 2)
+    before = list(wire.log)
+    for next_one in (lambda: carry(link, 0, 2), link.idle_step, lambda: carry(link, 2, 2)):
+        with pytest.raises(JanusError, match="expected layer 1") as error:
+            next_one()
+        assert error.value.code == "runner.step"
+    assert wire.log == before  # nothing was sent that other ranks would wait for

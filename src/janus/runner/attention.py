@@ -43,7 +43,7 @@ class ExpertLink:
         ids = torch.empty(0, blocks[0].top_k, dtype=torch.long)
         self._nothing = (torch.empty(0, blocks[0].hidden_size, dtype=dtype), ids, ids.to(blocks[0].weights_dtype))
         self.rows: torch.Tensor | None = None
-        self._open = False
+        self._total, self._next = 0, 0  # tokens of the step under way, and the layer it goes on with; 0: none is
 
     def begin(self, b: int) -> int:
         """Open a step with `b` tokens from this rank; returns the tokens of all attention ranks together."""
@@ -51,11 +51,12 @@ class ExpertLink:
             step = self.ex.begin(b)
         if step.closed:
             raise JanusError("runner.closed", "another attention rank has closed the runner; no more steps can run")
-        self._open = step.total > 0
+        self._total = step.total
         return step.total
 
     def idle_step(self) -> bool:
         """Take part in one step of the others without tokens; False if nobody had any."""
+        self._expect(0)
         if not self.begin(0):
             return False
         self.pass_layers()
@@ -69,18 +70,28 @@ class ExpertLink:
     def carry(self, layer: int, x_TH: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Send the real rows of `x_TH` to the experts of `layer`; returns [T, H], zeros in the padding rows."""
         if self.rows is None:
-            return self._first_opens_step(layer, x_TH, ids, weights)
-        real = self._first_opens_step(layer, x_TH[self.rows], ids[self.rows], weights[self.rows])
+            return self._in_order(layer, x_TH, ids, weights)
+        real = self._in_order(layer, x_TH[self.rows], ids[self.rows], weights[self.rows])
         y_TH = torch.zeros_like(x_TH)
         y_TH[self.rows] = real
         return y_TH
 
-    def _first_opens_step(
-        self, layer: int, x_TH: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
-        if not self._open and not self.begin(len(x_TH)):
+    def _in_order(self, layer: int, x_TH: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        self._expect(layer)
+        if layer == 0:
+            self.begin(len(x_TH))
+        self._next = (layer + 1) % self.num_layers
+        if not self._total:
             return torch.zeros_like(x_TH)  # no attention rank has a token in this step
         return self._out_and_back(layer, x_TH, ids, weights)
+
+    def _expect(self, layer: int) -> None:
+        if layer != self._next:
+            raise JanusError(
+                "runner.step",
+                f"a forward runs all {self.num_layers} MoE layers in order; expected layer {self._next}, got {layer}. Was the "
+                "last forward ended by an exception? The other ranks wait in its middle: close the runner and make a new one",
+            )
 
     def _out_and_back(self, layer: int, x_TH: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         with self.clock.phase("exchange"):
@@ -89,9 +100,7 @@ class ExpertLink:
             else:
                 physical = self._balance(layer, ids)
                 handle = self.ex.dispatch(x_TH.contiguous(), layer=layer, physical_ids=physical, weights=weights)
-            y_TH = self.ex.combine(handle)
-        self._open = layer + 1 < self.num_layers
-        return y_TH
+            return self.ex.combine(handle)
 
     def _balance(self, layer: int, ids_bK: torch.Tensor) -> torch.Tensor:
         assert self.balancer is not None
