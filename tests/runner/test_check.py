@@ -23,7 +23,9 @@ def test_equal_models_have_equal_contracts_and_others_do_not():
     same = [contract(LiveModel(tiny.build("olmoe")), PLACEMENT, {"balance": "exact"}) for _ in range(2)]
     assert same[0] == same[1]
     wider = contract(LiveModel(tiny.build("olmoe", hidden_size=96)), PLACEMENT, {"balance": "exact"})
-    assert {k for k in wider if wider[k] != same[0][k]} == {"model"}
+    assert {k for k in wider if wider[k] != same[0][k]} == {"model", "weights"}
+    drawn_again = contract(LiveModel(tiny.build("olmoe", seed=1)), PLACEMENT, {"balance": "exact"})
+    assert {k for k in drawn_again if drawn_again[k] != same[0][k]} == {"weights"}
     moved = contract(LiveModel(tiny.build("olmoe")), Placement.contiguous(16, 4), {"balance": "exact"})
     assert {k for k in moved if moved[k] != same[0][k]} == {"placement"}
 
@@ -42,6 +44,21 @@ def test_a_routers_digest_is_the_same_on_every_instance_and_sees_its_weights(fam
     with torch.no_grad():
         other.routers[0].weight.neg_()
     assert _route_digest(one, 0) != _route_digest(other, 0)
+
+
+def test_a_digest_sees_a_difference_too_small_to_move_any_of_its_tokens():
+    one, other = server(tiny.build("mixtral")), server(tiny.build("mixtral"), instance=1)
+    other.routers[0].weight.data.mul_(1 + 1e-6)
+    x = torch.randn(64, 64)
+    assert torch.equal(one.route(0, x)[0], other.route(0, x)[0])
+    assert _route_digest(one, 0) != _route_digest(other, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_have_digests_too(dtype):
+    source = LiveModel(tiny.build("mixtral").to(dtype))
+    assert contract(source, PLACEMENT, {}) == contract(LiveModel(tiny.build("mixtral").to(dtype)), PLACEMENT, {})
+    assert _route_digest(server(source.model), 0) == _route_digest(server(source.model), 0)
 
 
 def test_the_first_differing_layer_and_the_ranks_are_named():

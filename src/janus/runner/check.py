@@ -67,6 +67,7 @@ def contract(source: ExpertSource, placement: Placement, options: dict[str, Any]
         "model": _digest(config),
         "moe_layers": len(source.blocks),
         "experts": source.blocks[0].num_experts,
+        "weights": _sample(source),
         "placement": _digest(placement.to_dict()),
         **options,
     }
@@ -113,8 +114,23 @@ def _route_digest(server: ExpertServer, layer: int) -> str:
     digest = hashlib.sha256()
     for tokens in CHECK_TOKENS:
         x_TH = torch.randn(tokens, block.hidden_size, generator=generator).to(server.slots[layer].dtype)
-        digest.update(server.route(layer, x_TH)[0].long().numpy().tobytes())
+        # Weights too: where their last bits differ, some later token's ids will, though these few may agree.
+        for part in server.route(layer, x_TH):
+            digest.update(_bytes(part))
     return digest.hexdigest()
+
+
+def _sample(source: ExpertSource) -> str:
+    """Digest of one expert's first rows in the first and last MoE layer: another model of the same shape differs."""
+    digest = hashlib.sha256()
+    for block in (source.blocks[0], source.blocks[-1]):
+        for part in source.expert(block, 0).values():
+            digest.update(_bytes(part[:1]))
+    return digest.hexdigest()[:16]
+
+
+def _bytes(part: torch.Tensor) -> bytes:
+    return part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _digest(value: Any) -> str:
