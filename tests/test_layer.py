@@ -52,8 +52,40 @@ def test_wrong_calls():
     assert _code(lambda: layer(x[None], ids, weights)) == "layer.shape"
     assert _code(lambda: layer(x, ids[:3], weights)) == "layer.shape"
     assert _code(lambda: layer(x, ids, weights[:, :1])) == "layer.shape"
+    assert _code(lambda: layer(torch.randn(4, 63), ids, weights)) == "layer.shape"
+    assert _code(lambda: layer(x.tolist(), ids, weights)) == "layer.shape"
+    assert _code(lambda: layer(x, ids.tolist(), weights)) == "layer.shape"
+    assert _code(lambda: JanusMoELayer(experts, balance="fairly")) == "sched.method"
+    assert _code(lambda: JanusMoELayer(experts, backend="abacus")) == "sched.backend"
     assert _code(lambda: JanusMoELayer(experts, Placement.contiguous(8, 2))) == "placement.experts"
     assert _code(lambda: JanusMoELayer(experts, "2A4E")) == "placement.type"
+
+
+def test_weights_are_shared_with_the_module_where_the_slots_hold_its_order():
+    experts = tiny.build("mixtral").model.layers[0].mlp.experts
+    shared, copied = JanusMoELayer(experts), JanusMoELayer(experts, REPLICATED)
+    x, ids, weights = torch.randn(4, 64), torch.zeros(4, 2).long(), torch.ones(4, 2)
+    before = copied(x, ids, weights)
+    with torch.no_grad():
+        experts.down_proj.mul_(2)
+    assert torch.equal(shared(x, ids, weights), experts(x, ids, weights))
+    assert torch.equal(copied(x, ids, weights), before)
+
+
+def test_a_layer_moves_as_a_whole_and_keeps_one_map_per_layer_with_empty_slots():
+    model = tiny.build("qwen3_moe")  # MoE layers 0 and 2
+    model.set_experts_implementation("eager")
+    ids = torch.arange(3, 60).reshape(3, 19)
+    maps = [[[*range(8), -1], [-1, *range(8, 16)]], [[15, -1, *range(7)], [*range(7, 15), 0]]]
+    with torch.inference_mode():
+        want = model(ids).logits
+        convert(model, Placement(maps, 16, layer_ids=[0, 2]))
+        assert torch.equal(model(ids).logits, want)
+    slots = model.model.layers[0].mlp.experts.slots
+    assert set(slots.state_dict()) == {"gate_up_proj", "down_proj"}
+    moved = slots.to("meta", torch.bfloat16)
+    assert all(t.is_meta for t in (*moved.parameters(), *moved.buffers(), moved._rank))
+    assert moved.dtype == torch.bfloat16
 
 
 def test_no_tokens():
@@ -67,4 +99,9 @@ def test_a_refused_conversion_leaves_the_model_alone():
     assert _code(lambda: convert(model, Placement.contiguous(8, 2))) == "placement.experts"
     three_maps_for_two = Placement(REPLICATED.slots.repeat(2, axis=0), 16)
     assert _code(lambda: convert(model, three_maps_for_two)) == "placement.layers"
+    assert _code(lambda: convert(model, balance="fairly")) == "sched.method"
+    assert _code(lambda: convert(model, backend="abacus")) == "sched.backend"
+    model.model.layers[2].mlp.experts._apply_gate = lambda hidden: hidden.chunk(2, dim=-1)[0]
+    model.model.layers[2].mlp.experts.forward = lambda x, ids, weights: x
+    assert _code(lambda: convert(model)) == "model.mismatch"  # of the last layer: the first two stay too
     assert [type(m) for m in model.modules()] == before

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from janus.errors import JanusError
 from janus.experts.seam import count_experts, find_blocks
-from janus.experts.slots import ExpertLayout, ExpertSlots
+from janus.experts.slots import ExpertSlots
 from janus.sched import Assignment, balance
+from janus.sched.backends import check_method, pick
 from janus.types import Placement
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class JanusMoELayer(nn.Module):
 
     Raises:
         JanusError: ``placement.experts`` if the placement is for another number of experts, ``model.experts`` or
-            ``model.mismatch`` if the module's layout is not one we reproduce, ``layer.shape`` on a wrong call.
+            ``model.mismatch`` if the module's layout is not one we reproduce, ``sched.method`` and ``sched.backend`` for
+            unknown names, ``layer.shape`` on a wrong call.
 
     Example:
         >>> import torch
@@ -61,7 +63,7 @@ class JanusMoELayer(nn.Module):
         num_experts = count_experts(experts)
         self.placement = check_placement(placement, num_experts, self.__class__.__name__)
         self.layer = self.placement.layer(layer)
-        self.method, self.backend = balance, backend
+        self.method, self.backend = check_method(balance, None), pick(backend)[0]
         self.last: Assignment | None = None
         slots = self.placement.phy2log[self.layer].tolist()
         self.slots = ExpertSlots.from_module(experts, slots)
@@ -91,7 +93,7 @@ class JanusMoELayer(nn.Module):
         Returns:
             [T, H] in the dtype of `hidden`.
         """
-        _check_call(hidden, topk_ids, topk_weights)
+        _check_call(self.slots.layout.hidden_size, hidden, topk_ids, topk_weights)
         self.last = balance(topk_ids, self.placement, layer=self.layer, method=self.method, backend=self.backend)
         return self.slots(hidden, self.last.physical_ids, topk_weights)
 
@@ -122,11 +124,13 @@ def convert(
         >>> type(model.model.layers[0].mlp.experts).__name__
         'JanusMoELayer'
     """
+    check_method(balance, None)
+    pick(backend)
     blocks = find_blocks(model)
     check_layers(placement, [block.layer_id for block in blocks])
     for block in blocks:  # every refusal comes before the first swap
         check_placement(placement, block.num_experts, block.name)
-        ExpertLayout.of(block.experts)
+        ExpertSlots.from_module(block.experts, [0]).verify()
     for i, block in enumerate(blocks):  # one at a time: at most one layer's weights are held twice
         block.replace(
             block.experts_attr, JanusMoELayer(block.experts, placement, balance=balance, layer=i, backend=backend)
@@ -160,10 +164,12 @@ def check_layers(placement: Placement | None, layer_ids: Sequence[int]) -> None:
         )
 
 
-def _check_call(hidden: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> None:
-    if hidden.dim() != 2 or topk_ids.dim() != 2 or topk_ids.shape != topk_weights.shape or len(hidden) != len(topk_ids):
+def _check_call(hidden_size: int, *call: Any) -> None:
+    shapes = [tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__ for x in call]
+    hidden, ids, weights = shapes
+    if (len(hidden), len(ids)) != (2, 2) or ids != weights or hidden != (ids[0], hidden_size):
         raise JanusError(
             "layer.shape",
-            "forward takes hidden [T, H], topk_ids [T, K], topk_weights [T, K]; got "
-            f"{tuple(hidden.shape)}, {tuple(topk_ids.shape)}, {tuple(topk_weights.shape)}",
+            f"forward takes tensors hidden [T, H = {hidden_size}], topk_ids [T, K], topk_weights [T, K]; got "
+            f"{', '.join(map(str, shapes))}",
         )

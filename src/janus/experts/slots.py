@@ -57,6 +57,11 @@ class ExpertLayout:
             )
         return cls(shapes, up, has_gate, has_bias, getattr(experts, "is_transposed", False), _without_weights(experts))
 
+    @property
+    def hidden_size(self) -> int:
+        """H: what an expert takes and gives."""
+        return self.shapes[self.up][0 if self.is_transposed else 1]
+
     def run(self, weights: Weights, x_NH: torch.Tensor) -> torch.Tensor:
         """One expert on its tokens: [N, H] -> [N, H], before the routing weight."""
         hidden = self._linear(weights, self.up, x_NH)
@@ -85,8 +90,8 @@ class ExpertLayout:
         module.config = copy.copy(getattr(module, "config", None))  # pyright: ignore[reportArgumentType]
         if module.config is not None:
             module.config._experts_implementation = "eager"  # pyright: ignore[reportAttributeAccessIssue]
-        ids = torch.zeros(len(x_NH), 1, dtype=torch.long)
-        return module(x_NH, ids, torch.ones(len(x_NH), 1, dtype=x_NH.dtype))
+        ids = torch.zeros(len(x_NH), 1, dtype=torch.long, device=x_NH.device)
+        return module(x_NH, ids, x_NH.new_ones(len(x_NH), 1))
 
 
 class ExpertSlots(nn.Module):
@@ -106,16 +111,20 @@ class ExpertSlots(nn.Module):
         self, layout: ExpertLayout, experts: Sequence[int], *, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> None:
         super().__init__()
-        self.layout, self.dtype = layout, dtype
+        self.layout = layout
         self.experts = tuple(int(e) for e in experts)
-        self._rank = _rank_by_expert(self.experts)
+        self._rank: torch.Tensor  # goes where the weights go, and is not saved with them
+        self.register_buffer("_rank", _rank_by_expert(self.experts), persistent=False)
         for name, shape in layout.shapes.items():
             empty = torch.empty((len(self.experts), *shape), dtype=dtype, device=device)
             self.register_parameter(name, nn.Parameter(empty, requires_grad=False))
 
     @classmethod
     def from_module(cls, experts: nn.Module, slots: Sequence[int]) -> ExpertSlots:
-        """Slots filled from a live experts module; weights are shared, not copied, where slots = 0, 1, ..., E - 1."""
+        """Slots filled from a live experts module.
+
+        Weights are shared, not copied, where slots = 0, 1, ..., E - 1: what changes the module's in place changes these.
+        """
         first = next(experts.parameters())
         shared = list(slots) == list(range(count_experts(experts)))
         made = cls(ExpertLayout.of(experts), slots, dtype=first.dtype, device="meta" if shared else first.device)
@@ -125,7 +134,13 @@ class ExpertSlots(nn.Module):
         for slot, e in enumerate(slots):
             if e >= 0 and not shared:
                 made.fill(slot, slice_expert(experts, e))
+        made._rank = made._rank.to(first.device)
         return made
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.get_parameter("down_proj").dtype
 
     def fill(self, slot: int, weights: Weights) -> None:
         """Copy one expert's weights into `slot`."""
@@ -180,8 +195,7 @@ class ExpertSlots(nn.Module):
         if slot is None:
             return
         weights = self.weights(slot)
-        up = self.layout.shapes[self.layout.up]
-        hidden = up[0] if self.layout.is_transposed else up[1]
+        hidden = self.layout.hidden_size
         x = torch.linspace(-2, 2, 4 * hidden).reshape(4, hidden).to(weights["down_proj"])
         with torch.no_grad():
             ours, theirs = self.layout.run(weights, x), self.layout.reference(weights, x)
