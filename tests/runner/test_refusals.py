@@ -1,9 +1,14 @@
 """What a runner refuses in the process that made it, before it talks to anyone."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import tiny
+import torch
 
 from janus import DisaggregatedRunner, JanusError, Placement, Topology
+from janus.runner.expert import LayerLoad
 
 TOPOLOGY = Topology.parse("1A2E")
 
@@ -65,3 +70,50 @@ def test_layers_that_differ_are_refused():
     error = refused(model)
     assert error.code == "model.layers"
     assert "model.layers.0.mlp and model.layers.1.mlp differ" in error.message
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", 16])
+def test_a_dtype_is_torchs_own(folder, dtype):
+    assert refused(folder, dtype=dtype).code == "runner.dtype"
+
+
+def test_a_live_model_is_not_cast_silently_nor_left_as_it_is_silently():
+    error = refused(tiny.build("mixtral"), dtype=torch.bfloat16)
+    assert error.code == "runner.dtype"
+    assert "model.to(torch.bfloat16)" in error.message
+
+
+def test_routing_of_a_batch_that_a_lost_peer_cut_short_is_left_out():
+    runner = object.__new__(DisaggregatedRunner)  # an expert rank after a PeerLost in layer 1 of its second batch
+    loads = [
+        LayerLoad(ids=[np.full((n, 2), layer, dtype=np.int16) for n in sizes])
+        for layer, sizes in ((0, (3, 2)), (1, (3,)))
+    ]
+    runner.role, runner.record, runner._server = "expert", True, SimpleNamespace(loads=loads)
+    runner.placement = Placement.contiguous(4, 2)
+    assert runner.batch_sizes() == [3]
+    assert runner.routing().ids[:, :, 0].tolist() == [[0, 1]] * 3
+    loads[1].ids.clear()
+    with pytest.raises(JanusError, match="nothing was recorded"):
+        runner.routing()
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "ids"),
+    [
+        (None, [5, 6], {5, 6}),
+        (7, [5, 6], {7}),
+        ([7, 0], 5, {7, 0}),
+        (None, None, set()),
+        (0, 5, {0}),
+        ("absent", 5, {5}),
+    ],
+)
+def test_end_of_sequence_ids_in_all_their_forms(generation, config, ids):
+    text = SimpleNamespace(eos_token_id=config) if config is not None else SimpleNamespace()
+    model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: text))
+    if generation != "absent":
+        model.generation_config = SimpleNamespace(eos_token_id=generation)
+    runner = object.__new__(DisaggregatedRunner)
+    runner.role, runner._model = "attention", model
+    assert runner._stop_ids() == ids

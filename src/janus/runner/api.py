@@ -36,7 +36,7 @@ class DisaggregatedRunner:
 
     Args:
         model_or_path: local Hugging Face folder (safetensors), of which each role reads only its part, or a live model,
-            identical on every rank.
+            identical on every rank; on attention ranks it gets the stand-ins itself, and keeps them.
         topology: which rank plays which role.
         placement: which expert sits where; default in order, one replica each.
         gate: ``"experts"`` moves the routers to the expert ranks, which then all see all tokens; ``"attention"`` leaves
@@ -45,7 +45,7 @@ class DisaggregatedRunner:
         backend: backend of the balancer.
         scope: with the attention-side gate, balance over the ``"batch"`` of all attention ranks or per ``"rank"``.
         regime: of the exchange.
-        dtype: of the weights; default the checkpoint's.
+        dtype: of the weights read from a folder; default the checkpoint's. A live model keeps its own.
         max_tokens: most tokens one attention rank sends in one step; longer prompts are prefilled in chunks,
             unless the model has recurrent layers.
         record: keep every batch's routing for `routing()` (expert-side gate).
@@ -258,17 +258,18 @@ class DisaggregatedRunner:
     def routing(self) -> RoutingTrace:
         """Routing of every batch served so far (expert ranks, `record=True`): one row per token, in order served."""
         self._need("expert", "routing()")
-        if not self.record or not self._server.loads[0].ids:
+        whole = len(self.batch_sizes())
+        if not whole:
             raise JanusError(
                 "runner.record", "nothing was recorded; make the runner with record=True and serve some tokens"
             )
-        ids = np.stack([np.concatenate(load.ids) for load in self._server.loads], axis=1)
+        ids = np.stack([np.concatenate(load.ids[:whole]) for load in self._server.loads], axis=1)
         return RoutingTrace(ids, self.placement.num_experts, source="recorded by DisaggregatedRunner")
 
     def batch_sizes(self) -> list[int]:
-        """Tokens of every batch behind `routing()`, in order served."""
+        """Tokens of every batch behind `routing()`, in order served; one cut short by a lost peer is left out."""
         self._need("expert", "batch_sizes()")
-        return [len(ids) for ids in self._server.loads[0].ids]
+        return [len(ids) for ids in self._server.loads[-1].ids]  # layers are served in order: the last has the fewest
 
     def close(self) -> None:
         """Leave; on the attention side this ends the expert side's `serve()`. Bounded, may be called again."""
@@ -290,7 +291,7 @@ class DisaggregatedRunner:
     def _stop_ids(self) -> frozenset[int]:
         generation = getattr(self.model, "generation_config", None)
         eos = getattr(generation, "eos_token_id", None)
-        eos = self.model.config.get_text_config().eos_token_id if eos is None else eos
+        eos = getattr(self.model.config.get_text_config(), "eos_token_id", None) if eos is None else eos
         return frozenset() if eos is None else frozenset([eos] if isinstance(eos, int) else eos)
 
     def _check_same_call(self, arguments: list[Any]) -> None:
@@ -322,8 +323,16 @@ class DisaggregatedRunner:
 
 
 def _open_source(model_or_path: str | Path | nn.Module, dtype: torch.dtype | None) -> ExpertSource:
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise JanusError("runner.dtype", f"dtype must be a torch dtype such as torch.bfloat16, got {dtype!r}")
     if isinstance(model_or_path, nn.Module):
-        return LiveModel(model_or_path)
+        live = LiveModel(model_or_path)
+        if dtype not in (None, live.dtype):
+            raise JanusError(
+                "runner.dtype",
+                f"the live model's experts are {live.dtype}, dtype={dtype}; convert the model: model.to({dtype})",
+            )
+        return live
     if isinstance(model_or_path, (str, Path)):
         return Checkpoint(model_or_path, dtype=dtype)
     raise JanusError("runner.model", f"give a model folder or a live torch module, got {type(model_or_path).__name__}")
