@@ -143,6 +143,49 @@ def test_index_that_leads_out_of_the_folder(folder):
     assert _code(folder) == "checkpoint.corrupt"
 
 
+def _first_expert(folder) -> None:
+    with Checkpoint(folder) as checkpoint:
+        checkpoint.check_experts()
+        checkpoint.expert(checkpoint.blocks[0], 0)
+
+
+EXPERTS = "model.layers.0.block_sparse_moe.experts."
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (
+            lambda k, t: {k.replace(".experts.7.", ".experts.99."): t},
+            "checkpoint.missing",
+        ),  # would shift 8 experts by one
+        (lambda k, t: {} if ".w3." in k else {k: t}, "checkpoint.corrupt"),
+        (lambda k, t: {k: t[:, :1].contiguous() if ".0.w3." in k else t}, "checkpoint.corrupt"),
+        (
+            lambda k, t: {k: t[:1].contiguous() if ".w2." in k else t},
+            "checkpoint.corrupt",
+        ),  # would be spread over all rows
+    ],
+    ids=["misnumbered", "no up projection", "one shape differs", "all shapes differ"],
+)
+def test_experts_that_do_not_fit_the_config(folder, change, code):
+    tensors = load_file(folder / "model.safetensors")
+    changed = [change(k, t) if k.startswith(EXPERTS) else {k: t} for k, t in tensors.items()]
+    save_file({k: t for part in changed for k, t in part.items()}, folder / "model.safetensors")
+    with pytest.raises(JanusError) as error:
+        _first_expert(folder)
+    assert error.value.code == code
+
+
+def test_a_router_that_does_not_fit_the_config(folder):
+    tensors = load_file(folder / "model.safetensors")
+    name = next(k for k in tensors if k.endswith("layers.0.block_sparse_moe.gate.weight"))
+    save_file(tensors | {name: tensors[name][:, :32].contiguous()}, folder / "model.safetensors")
+    with pytest.raises(JanusError, match=r"must have the shape \(16, 64\)") as error, Checkpoint(folder) as checkpoint:
+        checkpoint.router(checkpoint.blocks[0])
+    assert error.value.code == "checkpoint.corrupt"
+
+
 @pytest.mark.parametrize("lost", ["model.layers.0.block_sparse_moe.experts.3.w1.weight", "lm_head.weight"])
 def test_missing_tensor(folder, lost):
     tensors = load_file(folder / "model.safetensors")

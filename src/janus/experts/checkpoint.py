@@ -7,6 +7,7 @@ up which parameter, so every family it can load is read here without a line of i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -49,6 +50,7 @@ class Checkpoint:
         self.config = _read_config(self.folder)
         self.dtype = dtype or _config_dtype(self.config)
         self.skeleton = self._build_skeleton()
+        self._known: dict[str, torch.Tensor] = self.skeleton.state_dict()  # on the meta device: names, shapes, dtypes
         self.blocks = find_blocks(self.skeleton)
         self._sources, self._converters = self._map_names()
         self._open = ExitStack()
@@ -68,9 +70,10 @@ class Checkpoint:
     def expert(self, block: MoEBlock, e: int) -> Weights:
         """Weights of one expert, without the expert dimension; reads that expert's bytes only."""
         out = {}
-        for name, _ in block.experts.named_parameters():
+        for name, whole in block.experts.named_parameters():
             target = f"{block.name}.{block.experts_attr}.{name}"
-            out[name] = self._tensor(target, lambda key, many, e=e: self._one_expert(key, many, e))[0].to(self.dtype)
+            made = self._tensor(target, lambda key, many, e=e: self._one_expert(key, many, e))
+            out[name] = self._fitting(target, made, (1, *whole.shape[1:]))[0].to(self.dtype)
         return out
 
     def router(self, block: MoEBlock) -> nn.Module:
@@ -92,7 +95,8 @@ class Checkpoint:
 
     def tensor(self, target: str) -> torch.Tensor:
         """A whole parameter or buffer by its name in memory."""
-        return self._tensor(target, lambda key, _: [self._read(k, slice(None)) for k in key])
+        made = self._tensor(target, lambda key, _: [self._read(k, slice(None)) for k in key])
+        return self._fitting(target, made, tuple(self._known[target].shape))
 
     @contextmanager
     def without_experts(self) -> Iterator[None]:
@@ -131,11 +135,11 @@ class Checkpoint:
             for name, _ in block.experts.named_parameters():
                 target = f"{block.name}.{block.experts_attr}.{name}"
                 for keys in self._sources.get(target, {"": []}).values():
-                    if len(keys) not in (1, block.num_experts):
+                    if len(keys) != 1 and not _numbered(keys, block.num_experts):
                         raise JanusError(
                             "checkpoint.missing",
-                            f"{self.folder}: {target} is made of one tensor per expert, {block.num_experts} in all; "
-                            f"found {len(keys)}" + (f", the first {keys[0]}" if keys else ""),
+                            f"{self.folder}: {target} is made of one tensor per expert, numbered 0..{block.num_experts - 1}; "
+                            f"found {len(keys)}" + (f", {keys[0]} ... {keys[-1]}" if keys else ""),
                         )
 
     def _build_skeleton(self) -> Any:
@@ -157,7 +161,7 @@ class Checkpoint:
         mapping = get_model_conversion_mapping(self.skeleton)
         renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
         converters = [m for m in mapping if isinstance(m, WeightConverter)]
-        known, prefix = self.skeleton.state_dict(), self.skeleton.base_model_prefix
+        known, prefix = self._known, self.skeleton.base_model_prefix
         sources: dict[str, dict[str, list[str]]] = {}
         for key in sorted(self._files, key=dot_natural_key):
             target, pattern = rename_source_key(key, renamings, converters, prefix, known)
@@ -184,9 +188,22 @@ class Checkpoint:
         for pattern, keys in patterns.items():
             for key, tensor in zip(keys, read(keys, merges), strict=False):
                 converter.add_tensor(target, key, pattern, tensor)
-        made = converter.convert(target, model=self.skeleton, config=self.skeleton.config)
-        value = made[target]
+        try:
+            value = converter.convert(target, model=self.skeleton, config=self.skeleton.config)[target]
+        except (RuntimeError, ValueError, LookupError) as error:
+            raise JanusError(
+                "checkpoint.corrupt",
+                f"{self.folder}: {target} cannot be made of {[k[0] for k in patterns.values()]}: {error}",
+            ) from error
         return value[0] if isinstance(value, list) else value
+
+    def _fitting(self, target: str, made: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        if tuple(made.shape) != shape:
+            raise JanusError(
+                "checkpoint.corrupt",
+                f"{self.folder}: {target} must have the shape {shape} by config.json, the file gives {tuple(made.shape)}",
+            )
+        return made
 
     def _one_expert(self, keys: list[str], one_tensor_each: bool, e: int) -> list[torch.Tensor]:
         if one_tensor_each:
@@ -217,7 +234,13 @@ class Checkpoint:
         plan = self.skeleton._get_dtype_plan(self.dtype)
         pattern, names, _ = build_glob_alternation(list(plan))
         found = pattern.search(target) if plan else None
-        return plan[names[found.lastgroup]] if found else self.skeleton.state_dict()[target].dtype
+        return plan[names[found.lastgroup]] if found else self._known[target].dtype
+
+
+def _numbered(keys: list[str], count: int) -> bool:
+    """Whether one of the numbers in the names runs from 0 to count - 1."""
+    numbers = zip(*(re.findall(r"\d+", key) for key in keys), strict=False)
+    return any([int(n) for n in column] == list(range(count)) for column in numbers)
 
 
 def _tensor_files(folder: Path) -> dict[str, Path]:
