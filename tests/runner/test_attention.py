@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
+import transformers
 
 from janus import JanusError
 from janus.experts.seam import find_blocks
@@ -113,3 +114,31 @@ def test_after_a_forward_that_ended_halfway_the_next_is_refused(linked):
             next_one()
         assert error.value.code == "runner.step"
     assert wire.log == before  # nothing was sent that other ranks would wait for
+
+
+LATENT = dict(
+    layers_block_type=["full_attention", "moe"], n_routed_experts=8, moe_intermediate_size=32, moe_latent_size=32, n_group=2,
+    topk_group=1, mamba_num_heads=4, mamba_head_dim=16, ssm_state_size=8, n_groups=1, num_nextn_predict_layers=0, head_dim=16,
+    num_experts_per_tok=2, moe_shared_expert_intermediate_size=32,
+)  # fmt: skip
+
+
+def test_experts_that_work_on_a_projection_of_the_hidden_states_are_served_too():
+    config = transformers.NemotronHConfig(**({k: v for k, v in tiny.BASE.items() if k != "num_hidden_layers"} | LATENT))
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    blocks = find_blocks(model)
+    assert {b.hidden_size for b in blocks} == {32}  # of 64
+    disaggregate(model, blocks, None, "attention")
+    assert model(torch.arange(3, 12)[None]).logits.isfinite().all()
+
+
+def test_a_block_that_cannot_run_with_stand_ins_is_refused_with_a_remedy_that_helps(monkeypatch):
+    def fail(*_):
+        raise TypeError("more, please")
+
+    for gate, remedy in (("experts", "use gate='attention'"), ("attention", "not supported")):
+        model = tiny.build("mixtral")
+        blocks = find_blocks(model)
+        monkeypatch.setattr(RemoteExperts, "forward", fail)
+        with pytest.raises(JanusError, match=f"more, please.*{remedy}"):
+            disaggregate(model, blocks, None, gate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import nn
@@ -162,7 +163,7 @@ def disaggregate(model: nn.Module, blocks: tuple[MoEBlock, ...], link: ExpertLin
         if gate == "experts":
             here.replace(here.need_router().attr, RemoteRouter(here.need_router(), here.top_k, here.weights_dtype))
         here.replace(here.experts_attr, RemoteExperts(None, layer))
-        _dry_run(here)
+        _dry_run(model, here, gate)
         here.replace(here.experts_attr, RemoteExperts(link, layer))
     return model
 
@@ -172,15 +173,16 @@ def _on_model(model: nn.Module, block: MoEBlock) -> MoEBlock:
     return dataclasses.replace(block, block=model.get_submodule(block.name))
 
 
-def _dry_run(block: MoEBlock) -> None:
+def _dry_run(model: nn.Module, block: MoEBlock, gate: str) -> None:
     like = next((p for p in block.block.parameters()), None)
     dtype = like.dtype if like is not None else torch.float32
+    config: Any = model.config
+    width = config.get_text_config().hidden_size  # the experts' own H is another where they work on a projection
     try:
         with torch.no_grad():
-            block.block(torch.zeros(1, PROBE_TOKENS, block.hidden_size, dtype=dtype))
+            block.block(torch.zeros(1, PROBE_TOKENS, width, dtype=dtype))
     except Exception as error:
+        remedy = "; use gate='attention'" if gate == "experts" else "; this family is not supported"
         raise JanusError(
-            "model.router",
-            f"{block.name} ({type(block.block).__name__}) needs more of its router than ids and weights ({error}); use "
-            "gate='attention'",
+            "model.router", f"{block.name} ({type(block.block).__name__}) cannot run with stand-ins: {error!r}{remedy}"
         ) from error
