@@ -2,7 +2,7 @@
 
 A victim is killed a random moment after all ranks said they were ready, so over the runs it dies in any phase. Every
 survivor must end with an error that names the victim and the phase within the step deadline + 2 s, and no process may
-be left.
+be left. Under torchrun, which itself ends all ranks as soon as one dies, each survivor's last words must be that error.
 """
 
 from __future__ import annotations
@@ -35,33 +35,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sample", action="store_true", help="one attention and one expert rank")
     sample = parser.parse_args().sample
-    victims = [(rank, gate) for gate in ("experts", "attention") for rank in range(WORLD)]
-    victims = [(0, "experts"), (3, "experts")] if sample else victims
+    victims = [(rank, gate, False) for gate in ("experts", "attention") for rank in range(WORLD)]
+    victims += [(1, "experts", True), (2, "attention", True)]
+    victims = [(0, "experts", False), (3, "experts", False)] if sample else victims
     with tempfile.TemporaryDirectory(prefix="janus-prove-") as name:
         folder = tiny.save("mixtral", Path(name, "model"), max_position_embeddings=8192)
         prompts = Path(name, "prompts.json")
         prompts.write_text(json.dumps(tiny.prompts(6, longest=40)))
-        runs = [Run(folder, prompts, rank, gate).watch() for rank, gate in victims]
+        runs = [Run(folder, prompts, *victim).watch() for victim in victims]
     print(json.dumps({"figures": [figure for run in runs for figure in run.figures()]}))
 
 
 @dataclass
 class Run:
-    """One `janus run` with one victim."""
+    """One `janus run` with one victim, started by its own launcher or by torchrun."""
 
     folder: Path
     prompts: Path
     victim: int
     gate: str
+    torchrun: bool
     lines: list[str] = field(default_factory=list)
     ended_s: dict[int, float] = field(default_factory=dict)
     left: list[int] = field(default_factory=list)
 
     def watch(self) -> Run:
         """Start, wait until all ranks serve, kill, and note when everyone else is gone."""
-        print(f"killing rank {self.victim}, gate={self.gate}", file=sys.stderr)
+        print(self.name, file=sys.stderr)
+        starter = ["torch.distributed.run", "--nproc-per-node", str(WORLD), "-m"] if self.torchrun else []
         command = [
-            sys.executable, "-m", "janus.cli", "run", str(self.folder), "--topology", TOPOLOGY, "--gpus-per-node", "2",
+            sys.executable, "-m", *starter, "janus.cli", "run", str(self.folder), "--topology", TOPOLOGY, "--gpus-per-node", "2",
             "--gate", self.gate, "--prompts", str(self.prompts), "--max-new-tokens", "8000", "--step-timeout", str(STEP_S),
         ]  # fmt: skip
         with tempfile.TemporaryFile("w+") as out:
@@ -94,12 +97,17 @@ class Run:
         out.seek(0)
         raise RuntimeError(f"the ranks did not get ready:\n{out.read()}")
 
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"kill -9 of rank {self.victim}, gate={self.gate}" + (", under torchrun" if self.torchrun else "")
+
     def figures(self) -> list[dict[str, Any]]:
         """Time of the last survivor, who was named, and what was left."""
         named = {int(m[1]): (int(m[2]), m[3]) for line in self.lines for m in LOST.finditer(line)}
         right = {rank: phase for rank, (peer, phase) in named.items() if peer == self.victim}
         slowest = max(self.ended_s.values(), default=GIVE_UP_S)
-        name = f"kill -9 of rank {self.victim}, gate={self.gate}"
+        name = self.name
         everyone = len(self.ended_s) == WORLD - 1
         phases = ", ".join(f"{rank}: {phase}" for rank, phase in sorted(right.items()))
         if len(right) < WORLD - 1:
@@ -124,7 +132,7 @@ def ranks_of(launcher: int) -> dict[int, int]:
             parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-        if parent == launcher and "JANUS_RENDEZVOUS" in environ and "RANK" in environ:
+        if parent == launcher and "RANK" in environ:
             found[int(environ["RANK"])] = int(entry.name)
     return found
 

@@ -12,9 +12,11 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from janus.cli.last_words import last_words
 from janus.cli.prompts import encode
 from janus.cli.report import RunFailed, exit_code, from_dict, to_dict
 from janus.cli.settings import RunSettings
@@ -54,7 +56,8 @@ def run_rank(settings: RunSettings) -> Json | None:
     """Be one rank; returns the result on the first attention rank, unless a launcher took it, and None elsewhere."""
     rendezvous, rank = os.environ.get("JANUS_RENDEZVOUS"), os.environ["RANK"]
     try:
-        part = _serve(settings)
+        with nullcontext() if rendezvous else last_words():
+            part = _serve(settings)
     except (JanusError, PeerLost) as error:
         if rendezvous is None:
             raise
