@@ -73,8 +73,8 @@ def alone(root: Path) -> list[tuple[str, str, list[str], Callable[[], Seen]]]:
         ("truncated weight file", "checkpoint.corrupt", ["model.safetensors"], lambda: run(torn)),
         (
             "placement without an expert",
-            "placement.missing",
-            ["expert 15"],
+            "placement.file",
+            ["lacking.json", "none for expert 15"],
             lambda: run(whole, "--placement", str(lacking)),
         ),
         ("topology larger than the world", "topology.world", ["2A2E"], lambda: too_small_a_world(whole)),
