@@ -13,7 +13,7 @@ FILE_LINES = 400  # a reader holds about this much
 KERNEL_LINES = 600  # a kernel does not split well
 FUNCTION_LINES = 60
 MEDIAN_FILE, MEDIAN_FUNCTION, SHORT_FUNCTION, SHORT_SHARE = 130, 12, 30, 0.85
-TEST_SHARE = 0.75  # lines of test per line of code: a floor that only rises; 1.0 is where it has to arrive
+TEST_SHARE = 0.88  # lines of test per line of code: a floor that only rises; 1.0 is where it has to arrive
 # Over budget, with the number of lines it may have at most: {"sched/kernel.py": 640, "comm/api.py::dispatch": 70}
 ALLOWED: dict[str, int] = {}
 

@@ -133,27 +133,24 @@ def decision_gaps(model: Any, ids: Any) -> list[float]:
 
 
 def prove(topology: str, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All cases and gates on one topology, in one launch; one figure per gate and model."""
+    """All cases and gates on one topology, in one launch; one figure per gate and model.
+
+    Where there are several attention ranks, each is served once more with a single prompt: the others are then idle.
+    """
     print(f"serving {topology}: {len(cases)} models x {len(GATES)} gates", file=sys.stderr)
-    jobs = [
-        {**{k: c[k] for k in ("folder", "prompts", "max_new_tokens")}, "options": {"gate": gate}}
-        for gate in GATES
-        for c in cases
-    ]
-    idle = {
-        **{k: cases[0][k] for k in ("folder", "max_new_tokens")},
-        "prompts": cases[0]["prompts"][:1],
-        "options": {"gate": "experts"},
-    }
-    results = run_job({"topology": topology, "gpus_per_node": 2, "cases": [*jobs, idle]}, deadline_s=1500.0)
-    labels = [(f"{c['name']}, gate={gate}", c) for gate in GATES for c in cases]
-    labels.append(
-        (
-            f"{cases[0]['name']}, one prompt (other attention ranks idle)",
-            {**cases[0], "reference": cases[0]["reference"][:1]},
-        )
-    )
-    return [figure(f"{topology}: {label}", case, result) for (label, case), result in zip(labels, results, strict=True)]
+    if not topology.startswith("1A"):
+        cases = [*cases, *map(single_prompt, cases)]
+    runs = [(case, gate) for gate in GATES for case in cases]
+    jobs = [{k: c[k] for k in ("folder", "prompts", "max_new_tokens")} | {"options": {"gate": g}} for c, g in runs]
+    results = run_job({"topology": topology, "gpus_per_node": 2, "cases": jobs}, deadline_s=1500.0)
+    return [figure(f"{topology}: {c['name']}, gate={g}", c, r) for (c, g), r in zip(runs, results, strict=True)]
+
+
+def single_prompt(case: dict[str, Any]) -> dict[str, Any]:
+    """The same model with the prompt that has the longest completion."""
+    longest = max(range(len(case["prompts"])), key=lambda i: len(case["reference"][i]["tokens"]))
+    one = {key: [case[key][longest]] for key in ("prompts", "reference")}
+    return case | one | {"name": f"{case['name']}, one prompt, other attention ranks idle"}
 
 
 def figure(name: str, case: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
