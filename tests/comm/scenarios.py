@@ -162,6 +162,24 @@ def failure(topology, victim, where, sig, regime, step_s=2.0, port=None):
     raise AssertionError("nobody was lost")
 
 
+def sharing(how):
+    """Rank 2 is late (later than rendezvous_s), dies, or closes while the others wait for it to share."""
+    rank = int(os.environ["RANK"])
+    timeouts = Timeouts(rendezvous_s=1.5, step_s=5, idle_s=600, close_s=2)
+    ex = Exchange(Topology.parse("1A2E"), hidden_size=H, dtype="float32", max_tokens=4, timeouts=timeouts)
+    if rank == 2:
+        time.sleep(0.5 if how != "late" else 2.5)
+        if how == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "closes":
+            ex.close()
+            return None
+    started = time.monotonic()
+    said = _code(lambda: ex.share("ready", rank, timeout_s=60))
+    ex.close()
+    return [said, time.monotonic() - started]
+
+
 def _code(call):
     """The stable code of the error that `call` raises, or "PeerLost <peer>"."""
     try:

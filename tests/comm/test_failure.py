@@ -11,7 +11,7 @@ TOPOLOGY = {"attention": [[0, 1]], "experts": [[2, 3]]}
 # killed: the connection closes and nobody waits for a deadline, so "at once" lies well below the deadline and well
 # above the 0.3 s of grace plus the 0.8 s that the idle case sleeps on purpose, on a busy machine too
 KILL_STEP_S, AT_ONCE_S = 5.0, 3.5
-STOP_STEP_S = 1.0
+STOP_STEP_S = 2.0
 
 KILLS = [
     (victim, where, regime)
@@ -79,3 +79,16 @@ def test_the_host_of_the_store_takes_the_store_along(nursery, sig):
     values = _survivors(nursery, 0, "between", sig, "direct", step_s, stuck, port=_free_port())
     # 0.7 s is the bound of the one store call that finds the store gone
     assert max(value["seconds"] for value in values) < STOP_STEP_S + 2.0
+
+
+def test_sharing_may_take_longer_than_the_rendezvous_when_asked(nursery):
+    assert [outcome.value[0] for outcome in nursery.run("sharing", 3, deadline_s=25, how="late")] == ["no error"] * 3
+
+
+@pytest.mark.parametrize("how", ["dies", "closes"])
+def test_who_is_gone_is_not_waited_for(nursery, how):
+    outcomes = nursery.run("sharing", 3, deadline_s=25, how=how)
+    for outcome in outcomes[:2]:
+        said, seconds = outcome.value
+        assert said == "PeerLost 2"
+        assert seconds < 20  # of the 60 s asked for

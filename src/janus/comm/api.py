@@ -282,19 +282,25 @@ class Exchange:
         at = At.within("dispatch", self._layer, self.timeouts.step_s)
         return self._session.gather(ids_bK, step.counts, at)
 
-    def share(self, name: str, value: Any, ranks: tuple[int, ...] | None = None) -> dict[int, Any]:
-        """All-gather a small JSON value through the rendezvous store; bounded by `rendezvous_s`.
+    def share(
+        self, name: str, value: Any, ranks: tuple[int, ...] | None = None, *, timeout_s: float | None = None
+    ) -> dict[int, Any]:
+        """All-gather a small JSON value through the rendezvous store.
 
         Args:
             name: the same on all of `ranks`; may be used again, then it is a new round.
             value: JSON.
             ranks: who takes part, this rank included; all ranks of the topology by default.
+            timeout_s: bound of the wait; default `rendezvous_s`.
 
         Raises:
-            JanusError: ``comm.share`` for a value that is not JSON or a rank outside the topology.
-            PeerLost: phase ``"rendezvous"``, naming a rank that has not shared in time.
+            JanusError: ``comm.share`` for a value that is not JSON, a rank outside the topology or a bound <= 0.
+            PeerLost: phase ``"rendezvous"``, naming a rank that has not shared in time; at once when one is lost or
+                has closed.
         """
-        return self._session.share(name, value, ranks)
+        if timeout_s is not None and not timeout_s > 0:
+            raise JanusError("comm.share", f"timeout_s must be > 0 seconds, got {timeout_s!r}")
+        return self._session.share(name, value, ranks, timeout_s)
 
     def traffic(self) -> dict[str, LinkTraffic]:
         """What this rank has sent so far, ``"in_node"`` and ``"between_nodes"``, payload and metadata."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from janus.comm.store import Board, StoreGone
@@ -58,15 +58,23 @@ def _present(board: Board, ranks: Iterable[int]) -> dict[int, Any]:
     return {int(key.split("/")[1]): value for key, value in found.items()}
 
 
-def collect(board: Board, key: str, value: Any, members: tuple[int, ...], rank: int, deadline: float) -> dict[int, Any]:
+def collect(
+    board: Board,
+    key: str,
+    value: Any,
+    members: tuple[int, ...],
+    rank: int,
+    deadline: float,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[int, Any]:
     """Pin `value` under `key` and this rank, and return what every member pinned there.
 
     Raises:
-        PeerLost: phase ``"rendezvous"``, naming the first member that pinned nothing before `deadline`.
+        PeerLost: phase ``"rendezvous"``, naming the first member that pinned nothing before `deadline` or `stop()`.
     """
     try:
         board.put(f"{key}/{rank}", value)
-        found = board.wait([f"{key}/{m}" for m in members], deadline)
+        found = board.wait([f"{key}/{m}" for m in members], deadline, stop)
     except StoreGone as error:
         raise PeerLost("rendezvous", -1, rank, members[0], str(error)) from None
     for member in members:

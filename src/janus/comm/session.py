@@ -97,7 +97,9 @@ class Session:
         self.wire.wait(posts, at)
         return everything.to(ids.dtype), starts[mine]
 
-    def share(self, name: str, value: Any, ranks: tuple[int, ...] | None) -> dict[int, Any]:
+    def share(
+        self, name: str, value: Any, ranks: tuple[int, ...] | None, timeout_s: float | None = None
+    ) -> dict[int, Any]:
         """All-gather JSON through the store."""
         if self.role == "idle":
             raise JanusError("comm.role", f"rank {self.rank} is idle in topology {self.topology}; it shares nothing")
@@ -112,8 +114,21 @@ class Session:
         _json(value, f"share({name!r})", "comm.share")
         scope = f"share/{name}/{'.'.join(map(str, members))}"
         self._rounds[scope] = self._rounds.get(scope, 0) + 1
-        deadline = time.monotonic() + self._timeouts.rendezvous_s
-        return collect(self._board, f"{scope}/{self._rounds[scope]}", value, members, self.rank, deadline)
+        deadline = time.monotonic() + (timeout_s or self._timeouts.rendezvous_s)
+        key = f"{scope}/{self._rounds[scope]}"
+        try:
+            return collect(self._board, key, value, members, self.rank, deadline, lambda: self._someone_gone(members))
+        except PeerLost as error:
+            raise self._who_is_gone(members) or error from None
+
+    def _someone_gone(self, members: tuple[int, ...]) -> bool:
+        return self.watch.broken or any(self.watch.left(member) for member in members)
+
+    def _who_is_gone(self, members: tuple[int, ...]) -> PeerLost | None:
+        if self.watch.broken:
+            return self.watch.again("rendezvous")
+        left = next((member for member in members if self.watch.left(member)), None)
+        return None if left is None else PeerLost("rendezvous", -1, self.rank, left, "it has closed its exchange")
 
     def traffic(self) -> dict[str, LinkTraffic]:
         """A copy of what this rank has sent."""

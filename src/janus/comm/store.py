@@ -43,13 +43,15 @@ class Board:
         """The values that are there now; keys without one are left out."""
         return self._ask(lambda: {key: self._get(key) for key in keys if self._has(key)})
 
-    def wait(self, keys: Iterable[str], deadline: float) -> dict[str, Any]:
-        """Read `keys` until all are there or `deadline` (`time.monotonic`) has passed; the absent are left out."""
+    def wait(self, keys: Iterable[str], deadline: float, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+        """Read `keys` until all are there, `deadline` (`time.monotonic`) has passed or `stop()`; the absent are left out."""
         wanted, found, pause = list(keys), {}, _POLL_S[0]
         while True:
             found |= self.read(key for key in wanted if key not in found)
             if len(found) == len(wanted) or time.monotonic() >= deadline:
                 return found
+            if stop():  # what was pinned just before is still told
+                return found | self.read(key for key in wanted if key not in found)
             time.sleep(pause)
             pause = min(pause * 1.5, _POLL_S[1])
 

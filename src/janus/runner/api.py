@@ -296,7 +296,12 @@ class DisaggregatedRunner:
 
     def _check_same_call(self, arguments: list[Any]) -> None:
         mine = hashlib.sha256(json.dumps(arguments).encode()).hexdigest()
-        seen = self._ex.share(f"generate-{len(self._generations)}", mine, ranks=self.topology.attention_ranks)
+        seen = self._ex.share(
+            f"generate-{len(self._generations)}",
+            mine,
+            ranks=self.topology.attention_ranks,
+            timeout_s=self._ex.timeouts.idle_s,
+        )
         other = next((rank for rank, digest in seen.items() if digest != mine), None)
         if other is not None:
             raise JanusError(

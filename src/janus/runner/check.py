@@ -83,7 +83,8 @@ def agree_ready(ex: Exchange, server: ExpertServer | None, failure: JanusError |
     mine: dict[str, Any] = {"failure": failure and [failure.code, failure.message], "routes": []}
     if server is not None and server.routers:
         mine["routes"] = [_route_digest(server, layer) for layer in range(len(server.slots))]
-    seen = ex.share("ready", mine)
+    # Loading takes as long as it takes, and differs between ranks; one that dies or gives up meanwhile is noticed at once.
+    seen = ex.share("ready", mine, timeout_s=ex.timeouts.idle_s)
     if failure is not None:
         raise failure
     for rank, said in seen.items():
