@@ -155,3 +155,14 @@ def test_encode():
     assert encode([[5]], None) == [[5]]
     with pytest.raises(JanusError, match="prompt 1 '  ' has no tokens"):
         encode(["a", "  "], tokenizer)
+
+
+def test_prompts_too_long_for_the_model_start_nothing(capsys, started, folder, tmp_path):
+    (folder / "config.json").write_text(json.dumps({"text_config": {"vocab_size": 100, "max_position_embeddings": 10}}))
+    file = tmp_path / "prompts.json"
+    file.write_text("[[1], [1, 2, 3]]")
+    options = ["--topology", "1A2E", "--prompts", file, "--max-new-tokens"]
+    code, message = refuse(capsys, started, ["run", folder, *options, "8"])
+    assert (code, "prompt 1 has 3 tokens" in message) == ("generate.length", True), message
+    main(["run", str(folder), *map(str, options), "7"])
+    assert len(started) == 1

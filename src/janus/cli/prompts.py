@@ -11,6 +11,7 @@ from janus.errors import JanusError
 
 Prompts = list[str] | list[list[int]]
 
+EXAMPLE = "write e.g. [[84, 111], [72, 105]]"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 
@@ -40,6 +41,21 @@ def gather_prompts(file: Path | None, texts: Sequence[str], model: Path, config:
     return prompts
 
 
+def check_lengths(prompts: Prompts, max_new_tokens: int, config: dict[str, Any]) -> None:
+    """Refuse token ids that leave no room for the new tokens; texts are counted by the ranks, which have a tokenizer.
+
+    Raises:
+        JanusError: ``generate.length``, as `DisaggregatedRunner.generate` would, before any process is started.
+    """
+    text = config.get("text_config", {})
+    positions = config.get("max_position_embeddings") or text.get("max_position_embeddings")
+    for number, ids in enumerate(prompts):
+        if positions and not isinstance(ids, str) and len(ids) + max_new_tokens > positions:
+            rule = f"with {max_new_tokens} new ones more than the model's {positions} positions"
+            remedy = "shorten it or lower --max-new-tokens"
+            raise JanusError("generate.length", f"prompt {number} has {len(ids)} tokens, {rule}; {remedy}")
+
+
 def encode(prompts: Prompts, tokenizer: Any) -> list[list[int]]:
     """Token ids of each prompt; lists of ids pass through.
 
@@ -59,10 +75,10 @@ def _read(file: Path) -> list[Any]:
     try:
         prompts = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise JanusError("run.prompts", f"cannot read {file} as JSON: {error}") from error
+        raise JanusError("run.prompts", f"cannot read {file} as JSON: {error}; {EXAMPLE}") from error
     if not isinstance(prompts, list) or not prompts or not all(isinstance(p, (list, str)) for p in prompts):
         rule = "must hold a non-empty JSON list of token-id lists or of strings"
-        raise JanusError("run.prompts", f"{file} {rule}, got {_short(prompts)}")
+        raise JanusError("run.prompts", f"{file} {rule}, got {_short(prompts)}; {EXAMPLE}")
     return prompts
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from janus.cli.prompts import Prompts, gather_prompts
+from janus.cli.prompts import Prompts, check_lengths, gather_prompts
 from janus.comm.layout import REGIMES
 from janus.errors import JanusError, known
 from janus.experts.folder import check_folder
@@ -69,7 +69,7 @@ def checked_settings(
     """Check what the command line gave, the cheapest first, and read the files it names.
 
     Raises:
-        JanusError: ``run.*``, ``checkpoint.*``, ``topology.parse``, ``placement.*``, ``sched.method``, ``comm.regime``.
+        JanusError: ``run.*``, ``generate.length``, ``checkpoint.*``, ``topology.parse``, ``placement.*``, ``sched.method``, ``comm.regime``.
     """
     parsed = Topology.parse(topology, gpus_per_node=gpus_per_node)
     known(gate, GATES, "--gate", "run.gate")
@@ -81,14 +81,17 @@ def checked_settings(
     if max_new_tokens < 1:
         raise JanusError("run.tokens", f"--max-new-tokens must be >= 1, got {max_new_tokens}")
     config = check_folder(model)
+    placed = _placement(placement, parsed)
+    given = gather_prompts(prompts, texts, model, config)
+    check_lengths(given, max_new_tokens, config)
     return RunSettings(
         model=model,
         topology=parsed,
-        placement=_placement(placement, parsed),
+        placement=placed,
         gate=cast(Gate, gate),
         balance=balance,
         regime=regime,
-        prompts=gather_prompts(prompts, texts, model, config),
+        prompts=given,
         max_new_tokens=max_new_tokens,
         sampling=sampling,
         deadline_s=deadline_s,
