@@ -105,3 +105,9 @@ def test_a_refused_conversion_leaves_the_model_alone():
     model.model.layers[2].mlp.experts.forward = lambda x, ids, weights: x
     assert _code(lambda: convert(model)) == "model.mismatch"  # of the last layer: the first two stay too
     assert [type(m) for m in model.modules()] == before
+
+
+@pytest.mark.parametrize("make", [convert, JanusMoELayer])
+def test_what_is_no_module_is_refused(make):
+    with pytest.raises(JanusError, match=r"model\.module"):
+        make("a/folder")

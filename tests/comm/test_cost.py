@@ -136,3 +136,19 @@ def test_import_needs_no_torch_and_the_package_no_triton_numba_pulp():
     subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": src}, check=True)
     code += "banned = {'triton', 'numba', 'pulp'}\nimport janus.comm.api\n"
     subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": src}, check=True)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        ({"topology": "1A1E"}, "comm.topology"),
+        ({"counts": (-1,)}, "comm.count"),
+        ({"row_bytes": "8"}, "comm.row_bytes"),
+        ({"row_bytes": -8}, "comm.row_bytes"),
+    ],
+)
+def test_nonsense_is_refused_and_not_predicted(wrong, code):
+    given = {"topology": Topology.parse("1A1E"), "counts": (4,), "row_bytes": 8}
+    with pytest.raises(JanusError) as caught:
+        CostModel().predict("direct", **{**given, **wrong})
+    assert caught.value.code == code

@@ -143,3 +143,8 @@ def test_a_store_that_does_not_answer_costs_its_bound_once():
     assert time.monotonic() - started < 1.0
     with pytest.raises(StoreGone, match="connection reset"):
         Board(Broken(), "x").read(["a"])
+
+
+def test_a_topology_as_text_is_refused_with_the_way_to_make_one():
+    with pytest.raises(JanusError, match=r"comm\.topology.*Topology\.parse"):
+        Exchange("1A1E", **GOOD)

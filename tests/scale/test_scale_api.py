@@ -55,3 +55,20 @@ def test_an_unknown_option_lists_the_known_ones(small_cluster, skewed):
         plan("olmoe-1b-7b", small_cluster, demand=1, slo=1, trace=skewed(1, 64), context=1, speed=9)
     assert error.value.code == "scale.option"
     assert all(repr(name) in str(error.value) for name in Options.__annotations__)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [({"cluster": "h100-sxm"}, "scale.cluster"), ({"latency": 3}, "scale.latency"), ({"model": 3}, "model.config")],
+)
+def test_wrong_kinds_are_refused_before_anything_is_measured(wrong, code):
+    given = {"model": "olmoe-1b-7b", "cluster": janus.scale.Cluster("h100-sxm"), "demand": 5, "slo": 50, "context": 9}
+    with pytest.raises(JanusError) as caught:
+        plan(**{**given, **wrong}, trace=[range(1, 65)])
+    assert caught.value.code == code
+    assert ";" in caught.value.message  # a remedy
+
+
+def test_a_folder_without_config_is_not_called_missing(tmp_path):
+    with pytest.raises(JanusError, match=r"model\.config.*holds no config\.json"):
+        janus.scale.ModelSpec.from_config(tmp_path)

@@ -256,3 +256,8 @@ def test_planning_needs_neither_torch_nor_triton():
 
 def test_shipped_names_reach_plan(small_cluster):
     assert ModelSpec.from_config("olmoe-1b-7b").experts == 64
+
+
+def test_a_plan_that_cannot_be_written_is_told_with_its_path(small_plan, tmp_path):
+    with pytest.raises(JanusError, match=r"scale\.save.*no-folder"):
+        small_plan.save(tmp_path / "no-folder" / "plan.json")

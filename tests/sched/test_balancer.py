@@ -97,3 +97,10 @@ def test_backend_says_what_auto_chose():
     placement = Placement([[0, 1]], num_experts=2)
     assert Balancer(placement, max_tokens=2).backend == "numba"
     assert Balancer(placement, max_tokens=2, backend="reference").backend == "reference"
+
+
+@pytest.mark.parametrize("call", [lambda p: balance(np.array([[0]]), p), lambda p: Balancer(p, max_tokens=1)])
+def test_what_is_no_placement_is_refused(call):
+    with pytest.raises(JanusError, match=r"sched\.placement.*Placement") as caught:
+        call([[0, 1], [1, 0]])
+    assert "place(" in caught.value.message

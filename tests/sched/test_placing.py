@@ -230,3 +230,8 @@ def test_bad_options_are_refused_by_name(option, says):
 def test_an_empty_trace_is_refused():
     with pytest.raises(JanusError, match="0 tokens"):
         place(RoutingTrace(np.zeros((0, 1, 2), dtype=int), 4), 2, 2)
+
+
+def test_a_single_batch_size_is_refused_with_the_tuple_to_write():
+    with pytest.raises(JanusError, match=r"sched\.option.*\(64,\)"):
+        place([1, 2, 3], 2, 2, top_k=2, batch_sizes=64)

@@ -67,3 +67,9 @@ def test_bad_input_is_refused(counts, slots, code, says):
 def test_a_cap_below_one_is_refused():
     with pytest.raises(JanusError, match="max_replicas"):
         replicate([1, 1], 3, max_replicas=0)
+
+
+@pytest.mark.parametrize("sizes", [{"num_slots": "4"}, {"num_slots": 4.0}, {"num_slots": 4, "max_replicas": "2"}])
+def test_numbers_of_slots_and_replicas_are_integers(sizes):
+    with pytest.raises(JanusError, match=r"sched\.slots.*integer"):
+        replicate([1, 2, 3], **sizes)

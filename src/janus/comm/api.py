@@ -20,6 +20,7 @@ from janus.comm.travel import Footprint, homeward, outward
 from janus.comm.wire import At
 from janus.errors import JanusError, PeerLost, known
 from janus.types import Topology
+from janus.types.checks import instance
 from janus.types.topology import Role
 
 
@@ -88,6 +89,8 @@ class Exchange:
         contract: dict[str, Any] | None = None,
         cost: CostModel | None = None,
     ) -> None:
+        remedy = "try Topology.parse('2A4E')"
+        instance(topology, Topology, "topology must be a janus.Topology", "comm.topology", remedy)
         checks.at_least_one(hidden_size=hidden_size, max_tokens=max_tokens)
         self.gate = known(gate, checks.GATES, "gate", "comm.gate")
         self._asked = known(regime, (*REGIMES, "auto"), "regime", "comm.regime")

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from janus.comm.layout import REGIMES, Hop, parts, phases, same_box
 from janus.errors import JanusError, known
 from janus.types import Topology
+from janus.types.checks import instance, integer
 
 LINKS = ("in_node", "between_nodes")
 _FS = 1e15  # femtoseconds per second
@@ -85,11 +86,16 @@ class CostModel:
         return {"alpha_s": dict(self.alpha_s), "beta_s_per_byte": dict(self.beta_s_per_byte)}
 
     def _femtoseconds(self, regime: str, topology: Topology, counts: Sequence[int], row_bytes: int) -> int:
+        remedy = "try Topology.parse('2A4E')"
+        instance(topology, Topology, "topology must be a janus.Topology", "comm.topology", remedy)
+        integer(row_bytes, "row_bytes", "comm.row_bytes")
         rows = np.asarray(counts, dtype=np.int64)
         if rows.shape != (topology.n_attention,):
             raise JanusError(
                 "comm.count", f"counts must name {topology.n_attention} attention instances, got {len(counts)}"
             )
+        if rows.min() < 0:
+            raise JanusError("comm.count", f"counts are tokens, each >= 0, got {list(counts)}; 0 for an idle instance")
         total = 0
         for ports in _ports(regime, topology):
             total += ports.busiest(rows, row_bytes, self)

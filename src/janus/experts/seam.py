@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from janus.errors import JanusError
+from janus.types.checks import instance
 
 EXPERTS_ARGUMENTS = (("hidden_states",), ("top_k_index", "router_indices"), ("top_k_weights", "routing_weights"))
 PROBE_TOKENS = 3
@@ -93,8 +94,10 @@ def find_blocks(model: nn.Module) -> tuple[MoEBlock, ...]:
     """All MoE blocks of `model`, in order; works on the meta device too.
 
     Raises:
-        JanusError: ``model.no_experts`` if there are none, ``model.block`` if a block cannot be run alone.
+        JanusError: ``model.module`` if it is no module, ``model.no_experts`` if there are none, ``model.block`` if a
+            block cannot be run alone.
     """
+    instance(model, nn.Module, "a model must be a live torch module", "model.module", "load it, e.g. from_pretrained")
     paths = [name for name, module in model.named_modules() if is_experts(module)]
     if not paths:
         wanted = ", ".join(names[0] for names in EXPERTS_ARGUMENTS)
@@ -114,6 +117,8 @@ def is_experts(module: nn.Module) -> bool:
 
 def count_experts(experts: nn.Module) -> int:
     """E of an experts module: the leading size that all its parameters share."""
+    remedy = "give one layer's experts, or use janus.convert on the whole model"
+    instance(experts, nn.Module, "experts must be a torch module", "model.module", remedy)
     declared = getattr(experts, "num_experts", None)
     leading = {p.shape[0] for p in experts.parameters()}
     if len(leading) == 1 and declared in (None, *leading):

@@ -21,6 +21,7 @@ from janus.scale.prefill import Prefill
 from janus.scale.result import ScalePlan
 from janus.scale.solve import Candidate, Problem, pick, search
 from janus.types import Placement, RoutingTrace, Slo
+from janus.types.checks import instance
 
 METHODS = ("exhaustive",)
 
@@ -126,6 +127,7 @@ def _problem(
     options: Options,
 ) -> Problem:
     """Resolve every default and measure the activation table."""
+    _check_kinds(cluster, options.get("latency"))
     max_batch, batch = options.get("max_batch", 16384), options.get("batch")
     slots = _slots(model, cluster, options.get("slots"), max_batch)
     table = ActivationTable.build(
@@ -219,6 +221,14 @@ def _prefill(
     inputs = positive(input_tokens, "input_tokens (needed by prefill='attention')", "scale.prefill")
     outputs = positive(output_tokens, "output_tokens (needed by prefill='attention')", "scale.prefill")
     return Prefill(demand * inputs / outputs, inputs)
+
+
+def _check_kinds(cluster: Any, latency: Any) -> None:
+    remedy = "make one with Cluster('h100-sxm')"
+    instance(cluster, Cluster, "cluster must be a janus.scale.Cluster", "scale.cluster", remedy)
+    if latency is not None:
+        remedy = "make one with LatencyModel.roofline(model, cluster), or leave it out"
+        instance(latency, LatencyModel, "latency must be a janus.scale.LatencyModel", "scale.latency", remedy)
 
 
 def _check(

@@ -82,7 +82,12 @@ def read_config(source: str | Path | Mapping[str, Any], overrides: Mapping[str, 
 def _load(source: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str, str]:
     if isinstance(source, Mapping):
         return source, "the dict given", str(source.get("_name_or_path") or source.get("model_type") or "model")
+    if not isinstance(source, (str, Path)):
+        rule = "a model is a shipped name, a config.json, its folder, or a dict"
+        raise JanusError("model.config", f"{rule}, got {type(source).__name__}; try 'deepseek-v2'")
     path = Path(source)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise JanusError("model.config", f"{path} holds no config.json; give a model's folder or a shipped name")
     path = path / "config.json" if path.is_dir() else path
     if path.is_file():
         name = path.parent.name if path.name == "config.json" else path.stem.removesuffix("_config")

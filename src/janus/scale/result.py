@@ -14,6 +14,7 @@ from janus.errors import JanusError
 from janus.scale.colocated import Colocated
 from janus.scale.solve import CONSTRAINTS, Candidate, Problem
 from janus.types import Placement, Slo, Topology
+from janus.types.files import write_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,8 +178,12 @@ class ScalePlan:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write `to_dict` as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict()))
+        """Write `to_dict` as JSON, whole or not at all.
+
+        Raises:
+            JanusError: ``scale.save`` for a path that cannot be written.
+        """
+        write_text(path, "scale.save", json.dumps(self.to_dict()))
 
     def plot(self, path: str | Path) -> None:
         """Draw the search space to an image file: n_a by n_e, coloured by TPOT, the pick marked. Needs matplotlib."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from janus.errors import JanusError
-from janus.sched.arrays import Room, host_ids, is_native, is_tensor
+from janus.sched.arrays import Room, check_placement, host_ids, is_native, is_tensor
 from janus.sched.backends import check_method, pick
 from janus.sched.tables import LayerTables, Workspace
 from janus.types.placement import IntArray, Placement
@@ -61,7 +61,7 @@ def balance(
 
     Raises:
         JanusError: ``sched.method``, ``sched.backend``, ``sched.input``, ``sched.dtype``, ``sched.shape``,
-            ``sched.range``, ``placement.layer``.
+            ``sched.range``, ``sched.placement``, ``placement.layer``.
 
     Example:
         >>> import numpy as np
@@ -72,7 +72,7 @@ def balance(
     """
     check_method(method, cost)
     name, fill = pick(backend)
-    tables = LayerTables.build(placement, placement.layer(layer), method)
+    tables = LayerTables.build(check_placement(placement), placement.layer(layer), method)
     work = Workspace(tables.num_experts, tables.num_instances, tables.num_slots)
     ids = host_ids(topk_ids, tables.num_slots)  # host sync here when topk_ids is on an accelerator
     room = Room(ids, len(ids), as_tensor=is_tensor(topk_ids))
@@ -123,7 +123,7 @@ class Balancer:
         if isinstance(max_tokens, bool) or not hasattr(max_tokens, "__index__") or max_tokens < 0:
             rule = "max_tokens must be an integer >= 0, the most tokens of one call"
             raise JanusError("sched.max_tokens", f"{rule}, got {max_tokens!r}")
-        self.placement, self.max_tokens = placement, int(max_tokens)
+        self.placement, self.max_tokens = check_placement(placement), int(max_tokens)
         self._tables = [LayerTables.build(placement, row, method) for row in range(placement.num_layers)]
         first = self._tables[0]
         self._work = Workspace(first.num_experts, first.num_instances, first.num_slots)

@@ -11,6 +11,8 @@ import numpy.typing as npt
 from janus.errors import JanusError
 from janus.sched.backends import Fill
 from janus.sched.tables import LayerTables, Workspace
+from janus.types.checks import instance
+from janus.types.placement import Placement
 
 Ids = npt.NDArray[np.integer]
 
@@ -19,6 +21,12 @@ def is_tensor(value: object) -> bool:
     """True for a torch tensor; who holds one has imported torch already."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
+
+
+def check_placement(placement: Any) -> Placement:
+    """Refuse what is no `Placement`, with ``sched.placement``."""
+    remedy = "make one with Placement(slots, num_experts=E) or place(...)"
+    return instance(placement, Placement, "placement must be a janus.Placement", "sched.placement", remedy)
 
 
 def host_ids(topk_ids: Any, num_slots: int) -> Ids:

@@ -106,6 +106,8 @@ CANDIDATES: dict[str, Any] = {"coactivation": coactivation, "eplb": eplb}
 
 
 def _check_options(G: int, C: int, K: int, sizes: Sequence[int], node_size: object) -> None:
+    if isinstance(sizes, (str, bytes)) or not hasattr(sizes, "__iter__"):
+        raise JanusError("sched.option", f"batch_sizes must be a sequence of integers, got {sizes!r}; try (64,)")
     named = [("num_instances", G), ("slots_per_instance", C), ("top_k", K), *(("batch_sizes", B) for B in sizes)]
     for name, value in named:
         if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from janus.errors import JanusError
+from janus.types.checks import integer
 from janus.types.placement import IntArray
 
 
@@ -32,7 +33,9 @@ def replicate(counts: npt.ArrayLike, num_slots: int, *, max_replicas: int | None
         >>> replicate([6, 1, 3], 6).tolist()  # 6 -> 3 + 3; then 3/1 and 6/2 tie: fewer replicas first; then 6 / 2
         [3, 1, 2]
     """
-    return fill_spare(check_counts(counts), num_slots, max_replicas, power=1)
+    slots = integer(num_slots, "num_slots", "sched.slots")
+    most = None if max_replicas is None else integer(max_replicas, "max_replicas", "sched.slots")
+    return fill_spare(check_counts(counts), slots, most, power=1)
 
 
 def fill_spare(counts: npt.NDArray[np.float64], num_slots: int, max_replicas: int | None, *, power: int) -> IntArray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import reprlib
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from janus.errors import JanusError
 
 INT64_MAX = 2**63 - 1
+T = TypeVar("T")
 
 
 class Frozen:
@@ -44,6 +45,18 @@ def shown(value: object) -> str:
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype} {value.shape}"
     return reprlib.repr(value)
+
+
+def instance(value: Any, kind: type[T], what: str, code: str, remedy: str) -> T:
+    """Return `value` if it is a `kind`; `what` is the rule for the message, `remedy` says how to make one.
+
+    Example:
+        >>> instance(3, int, "layers must be an int", "x.type", "give a number")
+        3
+    """
+    if not isinstance(value, kind):
+        raise JanusError(code, f"{what}, got {shown(value)}; {remedy}")
+    return value
 
 
 def integer(value: Any, what: str, code: str, low: int = 0, high: int = INT64_MAX) -> int:
