@@ -12,7 +12,7 @@ import pytest
 from janus import JanusError, PeerLost, Topology
 from janus.cli import main
 from janus.cli.report import RunFailed
-from janus.cli.run import print_result, run_all, run_rank
+from janus.cli.run import available_gb, check_room, print_result, run_all, run_rank
 from janus.cli.settings import RunSettings
 
 SRC = Path(__file__).parents[2] / "src"
@@ -282,3 +282,16 @@ def test_what_the_ranks_refuse_is_said_once(tiny, tmp_path, capfd):
     out, err = capfd.readouterr()
     assert json.loads(out)["error"]["code"] == "generate.length"
     assert [line.startswith("janus: [generate.length]") for line in err.splitlines()].count(True) == 1
+
+
+def test_more_processes_than_the_memory_can_hold_are_not_started():
+    check_room(6, free_gb=2.0)
+    with pytest.raises(JanusError, match=r"\[run.world\] 201 processes need about 50 GB .* has 24.0 GB"):
+        check_room(201, free_gb=24.0)
+
+
+def test_available_memory_is_the_kernels_own_estimate(tmp_path):
+    (tmp_path / "meminfo").write_text("MemTotal: 100 kB\nMemFree: 1 kB\nMemAvailable:   1953125 kB\n")
+    assert available_gb(tmp_path / "meminfo") == 2.0
+    (tmp_path / "meminfo").write_text("MemTotal: 100 kB\n")
+    assert available_gb(tmp_path / "meminfo") == available_gb(tmp_path / "none") == float("inf")

@@ -29,6 +29,32 @@ HANDOVER = "@janus-handover "
 GRACE_S = 5.0  # on top of the step timeout, within which the peers of a failed rank notice
 
 
+RANK_GB = 0.25  # anonymous memory of a rank before it holds any weight: interpreter, torch, transformers
+
+
+def check_room(world: int, free_gb: float) -> None:
+    """Refuse to start more processes on this machine than its memory can hold, weights not counted.
+
+    Raises:
+        JanusError: ``run.world``.
+    """
+    if world * RANK_GB > free_gb:
+        raise JanusError(
+            "run.world",
+            f"{world} processes need about {world * RANK_GB:.0f} GB before any weight, this machine has {free_gb:.1f} GB "
+            "available; make the topology smaller, or spread it over machines with torchrun",
+        )
+
+
+def available_gb(meminfo: Path = Path("/proc/meminfo")) -> float:
+    """Memory that new processes can have, caches that the kernel would give up included; infinite where unknown."""
+    try:
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024 / 1e9
+    except (OSError, KeyError, ValueError):
+        return float("inf")
+
+
 def run_all(settings: RunSettings, command: Sequence[str]) -> Json:
     """Start one copy of `command` per rank, pass their lines on to stderr, and return the result they agreed on.
 
@@ -47,6 +73,7 @@ def run_all(settings: RunSettings, command: Sequence[str]) -> Json:
             print(f"[{rank} {settings.topology.role(rank)}] {line}", file=sys.stderr, flush=True)
 
     world, grace_s = settings.topology.world_size, settings.step_s + GRACE_S
+    check_room(world, available_gb())
     ended = launch(command, world, deadline_s=settings.deadline_s, grace_s=grace_s, on_line=on_line)
     _raise_reason(settings, ended, handed)
     return assemble(settings, [handed[rank] for rank in sorted(handed)])
