@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from janus.comm.cost import CostModel
 from janus.scale import Cluster, Efficiency, Hardware, LatencyModel, ModelSpec
-from janus.scale.colocated import _capacity, colocated_step
+from janus.scale.colocated import _capacity, _exchange_s, colocated_step
 from janus.scale.exchange import ExchangeCost
 from janus.scale.latency import Activated
 from janus.scale.model import AttentionSpec
@@ -42,9 +42,9 @@ def test_a_step_by_hand_in_milliseconds():
     assert step.attention == pytest.approx(3 * (1 + 8 + 10) + 2 * (3 + 1.2))
     # 2 fixed + 3 experts of 0.6 MB + the gate's 16 kB
     assert step.moe == pytest.approx(2 * (2 + 1.8 + 0.016))
-    # direct: 4 messages of 5 rows of 2 kB out at 1 us per byte, and back; gather sends each row across once: 1 ms per
-    # message and 10 ms per row at the port that serves the one expert node, plus in-node copies of microseconds
-    assert 2 * 2 * (1 + 5 * 2) < step.comm < 2 * 2 * (4 + 20 * 2)
+    # gather beats direct (4 messages of 5 rows: 44 ms): one message of 10 rows of 2 kB crosses in 1 + 20 ms, after 11 us
+    # to the sender (5 rows from its neighbour) and before 63 us to three neighbours (30 rows); all of it again back
+    assert step.comm == pytest.approx(2 * 2 * (21 + 0.011 + 0.063))
     # step 4, one dense layer 3 + 12 MB, the head 10 MB
     assert step.other == pytest.approx(4 + 3 + 12 + 10)
     assert step.overlap == pytest.approx(2 * 4.2)
@@ -124,3 +124,16 @@ def test_an_exchange_never_beats_the_bytes_that_must_arrive(n_a, n_e, B, size):
     assert cost.layer_s(n_a, n_e, B, 100) >= 2 * B * 100 * 1e-9 / width * (1 - 1e-9)
     assert cost.layer_s(n_a, n_e, B + 1, 100) >= cost.layer_s(n_a, n_e, B, 100)
     assert cost.layer_s(n_a, n_e, B, 200) == pytest.approx(2 * cost.layer_s(n_a, n_e, B, 100))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 32), st.integers(1, 400), st.integers(1, 8))
+def test_a_colocated_exchange_grows_with_the_batch_and_stops_at_every_token_everywhere(small_plan, width, B, node):
+    latency = LatencyModel.roofline(TOY, Cluster(CARD), cost=ExchangeCost(SLOW_LINKS, node))
+    problem = replace(small_plan.problem, latency=latency)
+    now = _exchange_s(problem, width, B)
+    assert now <= _exchange_s(problem, width, B + 1)
+    assert (now == 0) == (width == 1)
+    b, peers = -(-B // width), width - 1
+    near, far = latency.cost.link("in_node", 2000), latency.cost.link("between_nodes", 2000)
+    assert now <= 2 * max(near.time(peers, peers * b), far.time(peers, peers * b))
