@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from janus import JanusError, RoutingTrace
 from janus.scale import ActivationTable
@@ -127,3 +129,30 @@ def test_refusals(skewed, table):
         table.stderr(6, 5)
     with pytest.raises(JanusError, match="method"):
         ActivationTable.build(counts, [(4, 6)], [1], top_k=3, method="magic")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(4, 8), st.floats(1, 64), st.floats(1, 64))
+def test_between_its_points_the_table_stays_between_their_values(table, n_e, B, C):
+    """In both directions at once: never outside the four points around, and never falling with the batch."""
+    at = table.at(n_e, B)
+    below, above = max(b for b in table.batch_sizes if b <= B), min(b for b in table.batch_sizes if b >= B)
+    sizes = [g for g in (4, 6, 8) if abs(g - n_e) < 2]
+    corners = [table.at(g, b) for g in sizes for b in (below, above)]
+    for i in (0, 1):
+        assert min(c[i] for c in corners) - 1e-9 <= at[i] <= max(c[i] for c in corners) + 1e-9
+    least, most = (table.at(n_e, x) for x in sorted((B, C)))
+    assert least.a_max <= most.a_max + 1e-9
+    assert least.tokens <= most.tokens + 1e-9
+    if B in table.batch_sizes and n_e in (4, 6, 8):
+        assert at.a_max == table.rows[n_e, 6].mean[table.batch_sizes.index(B)]
+
+
+def test_a_table_of_several_slot_counts_asks_which(skewed):
+    table = ActivationTable.build(skewed(1, 12), [(2, 6), (4, 6), (2, 12)], [1, 8], top_k=2, samples=2)
+    with pytest.raises(JanusError, match=r"\[6, 12\]; say which with slots="):
+        table.at(2, 8)
+    assert table.at(2, 9, slots=12).a_max == 12  # beyond the largest batch: C of the slots asked for
+    assert table.at(3, 8, slots=6).a_max < 6
+    with pytest.raises(JanusError, match="outside the table"):
+        table.at(3, 8, slots=12)

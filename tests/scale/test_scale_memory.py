@@ -62,7 +62,8 @@ def test_prompts_by_hand(v2):
     """100 prompt tokens/s of length 200 at 100 TFLOP/s and full efficiency on one GPU of each kind."""
     latency = LatencyModel.roofline(v2, card(80), efficiency=Efficiency(compute=1.0))
     side = 60 * v2.attention_params + 3 * 5120 * 12288 + 59 * 3 * 5120 * 3072
-    scores = 60 * 100 * 4 * 128 * 128  # every layer, half the prompt, scores and values of 128 heads of 128
+    # every layer, half the prompt, 128 heads: scores of 128 and 64 with the position, values of 128
+    scores = 60 * 100 * 2 * 128 * (192 + 128)
     experts = 59 * 6 * 3 * 5120 * 1536
     one = 100 * (2 * side + scores + 2 * experts) / 1e14
     prompts = Prefill(100, 200)

@@ -158,3 +158,43 @@ def test_a_folder_saved_again_by_transformers_reads_like_the_models_own(family, 
     spec = ModelSpec.from_config(tiny.save(family, tmp_path))
     dense = {"qwen3_moe": 1, "deepseek_v2": 1, "deepseek_v3": 1}.get(family, 0)
     assert (spec.experts, spec.top_k, spec.hidden, spec.layers, spec.moe_layers) == (16, 3, 64, 3, 3 - dense)
+
+
+OSS = {
+    "model_type": "gpt_oss", "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 16, "num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 32, "vocab_size": 100,
+    "sliding_window": 10,
+}  # fmt: skip
+
+
+def test_windows_by_hand():
+    kinds = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"]
+    assert ModelSpec.from_config({**OSS, "layer_types": kinds}).attention.window_layers == 3
+    assert ModelSpec.from_config(OSS).attention.window_layers == 4  # no kinds given: every layer
+    off = ModelSpec.from_config({**OSS, "use_sliding_window": False}).attention
+    assert (off.window, off.window_layers, off.kept(100, 4)) == (0, 0, 400)
+
+
+def test_gpt_oss_by_hand():
+    """Every bias is counted: q, k, v, o, a sink per head, 2F + H per expert, one per expert in the router."""
+    spec = ModelSpec.from_config(OSS)
+    assert spec.attention_params == 64 * (64 + 2 * 32) + 64 * 64 + (64 + 2 * 32 + 64) + 4
+    assert spec.expert_params == 3 * 64 * 32 + 2 * 32 + 64
+    assert spec.router_params == 8 * 65
+    assert ModelSpec.from_config({**OSS, "attention_bias": False}).attention_params == 64 * 128 + 64 * 64 + 4
+    tied = ModelSpec.from_config({**OSS, "tie_word_embeddings": True})
+    assert spec.total_params - tied.total_params == 100 * 64
+
+
+def test_sparse_layers_by_frequency(root_config):
+    """Of 8 layers the first 2 are dense, and of the others every third by its number: 3 and 6."""
+    config = {**root_config, "num_hidden_layers": 8, "first_k_dense_replace": 2, "moe_layer_freq": 3}
+    assert ModelSpec.from_config(config).moe_layers == 2
+    with pytest.raises(JanusError, match="no layer with routed experts"):
+        ModelSpec.from_config({**config, "first_k_dense_replace": 8})
+
+
+def test_an_unknown_quantisation_is_refused_with_the_remedy(root_config):
+    with pytest.raises(JanusError, match=r"got 'gptq'.*expert_dtype=") as error:
+        ModelSpec.from_config({**root_config, "quantization_config": {"quant_method": "gptq"}})
+    assert error.value.code == "model.config"

@@ -69,6 +69,10 @@ class Checkpoint:
 
     def expert(self, block: MoEBlock, e: int) -> Weights:
         """Weights of one expert, without the expert dimension; reads that expert's bytes only."""
+        if not 0 <= e < block.num_experts:
+            raise JanusError(
+                "checkpoint.missing", f"{self.folder}: {block.name} has experts 0..{block.num_experts - 1}, none is {e}"
+            )
         out = {}
         for name, whole in block.experts.named_parameters():
             target = f"{block.name}.{block.experts_attr}.{name}"
@@ -134,7 +138,11 @@ class Checkpoint:
         for block in self.blocks:
             for name, _ in block.experts.named_parameters():
                 target = f"{block.name}.{block.experts_attr}.{name}"
-                for keys in self._sources.get(target, {"": []}).values():
+                for pattern, keys in self._sources.get(target, {"": []}).items():
+                    if (
+                        len(keys) == 1 and not pattern
+                    ):  # all experts in one tensor: slices of it would not show the rest
+                        self._check_shape(target, self._shape(keys[0]), tuple(self._known[target].shape))
                     if len(keys) != 1 and not _numbered(keys, block.num_experts):
                         raise JanusError(
                             "checkpoint.missing",
@@ -198,12 +206,15 @@ class Checkpoint:
         return value[0] if isinstance(value, list) else value
 
     def _fitting(self, target: str, made: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-        if tuple(made.shape) != shape:
+        self._check_shape(target, tuple(made.shape), shape)
+        return made
+
+    def _check_shape(self, target: str, seen: tuple[int, ...], shape: tuple[int, ...]) -> None:
+        if seen != shape:
             raise JanusError(
                 "checkpoint.corrupt",
-                f"{self.folder}: {target} must have the shape {shape} by config.json, the file gives {tuple(made.shape)}",
+                f"{self.folder}: {target} must have the shape {shape} by config.json, the file gives {seen}",
             )
-        return made
 
     def _one_expert(self, keys: list[str], one_tensor_each: bool, e: int) -> list[torch.Tensor]:
         if one_tensor_each:
@@ -215,14 +226,24 @@ class Checkpoint:
         return [self._read(keys[0], slice(e, e + 1))]
 
     def _read(self, key: str, rows: slice) -> torch.Tensor:
+        def part(handle: Any) -> torch.Tensor:
+            stored = handle.get_slice(key)
+            return stored[rows] if stored.get_shape() else handle.get_tensor(key)
+
+        return self._ask(key, part)
+
+    def _shape(self, key: str) -> tuple[int, ...]:
+        return self._ask(key, lambda handle: tuple(handle.get_slice(key).get_shape()))
+
+    def _ask(self, key: str, question: Callable[[Any], Any]) -> Any:
+        """What the file of tensor `key` answers; it stays open."""
         from safetensors import SafetensorError, safe_open
 
         path = self._files[key]
         try:
             if path not in self._handles:
                 self._handles[path] = self._open.enter_context(safe_open(path, framework="pt"))
-            part = self._handles[path].get_slice(key)
-            return part[rows] if part.get_shape() else self._handles[path].get_tensor(key)
+            return question(self._handles[path])
         except (SafetensorError, OSError) as error:
             raise JanusError("checkpoint.corrupt", f"{path}: cannot read {key}: {error}") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from janus.errors import JanusError
 from janus.scale.batches import FloatArray, Routing, inclusion
+from janus.scale.hardware import positive, whole
 from janus.scale.latency import Activated
 from janus.scale.montecarlo import MonteCarlo, Row
 from janus.types import RoutingTrace
@@ -62,13 +63,15 @@ class ActivationTable:
             method: of `janus.sched.balance`.
             placing: of `janus.sched.place`.
             layers: how many of the trace's layers to measure, evenly spaced.
-            samples: batches per layer and point.
+            samples: batches per layer and point, >= 2 (a standard error needs two).
             seed: of the draws; the same seed gives the same table.
             progress: called with (points done, points in all, what) after every pair.
 
         Raises:
-            JanusError: ``activation.grid``, ``routing.*``, ``sched.*``.
+            JanusError: ``activation.grid``, ``activation.range``, ``routing.*``, ``sched.*``.
         """
+        for name, value, least in (("layers", layers, 1), ("samples", samples, 2), ("seed", seed, 0)):
+            whole(value, name, "activation.range", least)
         routing = trace if isinstance(trace, Routing) else Routing.of(trace, top_k)
         sizes = _checked_sizes(batch_sizes)
         carlo = MonteCarlo(routing, sizes, method=method, placing=placing, layers=layers, samples=samples, seed=seed)
@@ -101,8 +104,10 @@ class ActivationTable:
             slots: C; may be left out when the table has one C.
 
         Raises:
-            JanusError: ``activation.range`` for an n_e or C outside the table.
+            JanusError: ``activation.range`` for an n_e or C outside the table, or no batch.
         """
+        whole(n_e, "n_e", "activation.range")
+        positive(B, "B (tokens)", "activation.range")
         slots = self._only_slots() if slots is None else slots
         if (n_e, slots) in self.rows:
             return self._along_batch((n_e, slots), B)
@@ -126,6 +131,7 @@ class ActivationTable:
     def bound(self, n_e: int, B: float, slots: int | None = None, *, shared: bool = False) -> float:
         """The analytic bound of `analytic_bound`, averaged over the measured layers."""
         slots = self._only_slots() if slots is None else slots
+        positive(B, "B (tokens)", "activation.range")
         placement = self.carlo.placement(n_e, slots)
         k = self.carlo.routing.top_k
         values = [
@@ -187,15 +193,17 @@ def _mix(a: Activated, b: Activated, share: float) -> Activated:
 
 
 def _checked_sizes(batch_sizes: Sequence[int]) -> tuple[int, ...]:
-    sizes = tuple(sorted({int(b) for b in batch_sizes}))
-    if not sizes or sizes[0] < 1:
+    sizes = tuple(batch_sizes) if isinstance(batch_sizes, Iterable) else ()
+    if not sizes:
         raise JanusError(
             "activation.grid", f"batch_sizes must be whole numbers >= 1, at least one; got {batch_sizes!r}"
         )
-    return sizes
+    return tuple(sorted({whole(b, "each of batch_sizes", "activation.grid") for b in sizes}))
 
 
 def _check_pair(n_e: int, slots: int, experts: int) -> None:
-    if n_e < 1 or slots < 1 or n_e * slots < experts:
+    whole(n_e, "n_e of the grid", "activation.grid")
+    whole(slots, "C of the grid", "activation.grid")
+    if n_e * slots < experts:
         rule = f"n_e * C must hold all {experts} experts, both >= 1"
         raise JanusError("activation.grid", f"{rule}; got n_e={n_e}, C={slots}; raise n_e or C")

@@ -13,9 +13,9 @@ from janus.errors import JanusError, known
 from janus.scale.activation import ActivationTable, Progress
 from janus.scale.batches import Routing
 from janus.scale.colocated import colocated_optimum
-from janus.scale.hardware import Cluster, positive
+from janus.scale.hardware import Cluster, positive, whole
 from janus.scale.latency import LatencyModel
-from janus.scale.memory import expert_slots, slot_bytes
+from janus.scale.memory import expert_slots, gate_bytes, slot_bytes
 from janus.scale.model import ModelSpec
 from janus.scale.prefill import Prefill
 from janus.scale.result import ScalePlan
@@ -103,7 +103,7 @@ def plan(
         known(name, Options.__annotations__, "an option of plan", "scale.option")
     model = model if isinstance(model, ModelSpec) else ModelSpec.from_config(model)
     slo = slo if isinstance(slo, Slo) else Slo(slo)
-    _check(demand, context, headroom, max_attention, max_experts, options)
+    _check(cluster, demand, context, headroom, max_attention, max_experts, options)
     routing = Routing.of(trace, None if isinstance(trace, RoutingTrace) else model.top_k)
     routing.check(model)
     wanted = None if demand is None else demand * headroom
@@ -140,7 +140,7 @@ def _problem(
         progress=options.get("progress"),
     )
     return Problem(
-        latency=options.get("latency") or LatencyModel.roofline(model, cluster),
+        latency=_latency(model, cluster, options.get("latency")),
         table=table,
         slots=slots,
         demand=demand,
@@ -197,12 +197,27 @@ def _placement(problem: Problem, best: Candidate) -> Placement:
     return Placement(placed.slots[nearest], placed.num_experts)
 
 
+def _latency(model: ModelSpec, cluster: Cluster, given: Any) -> LatencyModel:
+    """The one given, which must time the same model on the same GPUs as memory is counted for; else the roofline."""
+    if given is None:
+        return LatencyModel.roofline(model, cluster)
+    if not isinstance(given, LatencyModel):
+        raise JanusError("scale.latency", f"latency must be a LatencyModel, got {given!r}")
+    if (given.model, given.cluster) != (model, cluster):
+        rule = "latency must be of the model and cluster that are planned"
+        seen = f"it is of {given.model.name} on {given.cluster.gpu.name}"
+        raise JanusError("scale.latency", f"{rule}, {model.name} on {cluster.gpu.name}; {seen} or their fields differ")
+    return given
+
+
 def _slots(model: ModelSpec, cluster: Cluster, slots: int | None, max_batch: int) -> int:
     fits = expert_slots(model, cluster, max_batch)
     if not fits:
-        need, have = slot_bytes(model) / 2**30, cluster.usable_bytes / 2**30
-        rule = f"an expert instance must hold one expert of every layer: {need:.1f} GiB of {have:.1f} GiB usable"
-        raise JanusError("scale.memory", f"{rule}; use GPUs with more memory or a smaller expert_dtype")
+        each, fixed = slot_bytes(model) / 2**30, gate_bytes(model, max_batch) / 2**30
+        rule = f"an expert instance must hold one expert of every layer ({each:.1f} GiB)"
+        rule += f" beside routers and buffers for max_batch={max_batch} ({fixed:.1f} GiB)"
+        remedy = "use GPUs with more memory, a smaller expert_dtype or a smaller max_batch"
+        raise JanusError("scale.memory", f"{rule}; usable: {cluster.usable_bytes / 2**30:.1f} GiB; {remedy}")
     if slots is None:
         return fits
     if isinstance(slots, bool) or not isinstance(slots, int) or not 1 <= slots <= fits:
@@ -232,8 +247,16 @@ def _check_kinds(cluster: Any, latency: Any) -> None:
 
 
 def _check(
-    demand: float | None, context: Any, headroom: Any, max_attention: Any, max_experts: Any, options: Options
+    cluster: Any,
+    demand: float | None,
+    context: Any,
+    headroom: Any,
+    max_attention: Any,
+    max_experts: Any,
+    options: Options,
 ) -> None:
+    if not isinstance(cluster, Cluster):
+        raise JanusError("scale.cluster", f"cluster must be a Cluster, e.g. Cluster('h100-sxm'); got {cluster!r}")
     batch = options.get("batch")
     if (demand is None) == (batch is None):
         rule = "give demand (tokens/s) or batch (requests in flight), one of them"
@@ -243,7 +266,12 @@ def _check(
     positive(context, "context (tokens)", "scale.range")
     if positive(headroom, "headroom", "scale.range") < 1:
         raise JanusError("scale.range", f"headroom multiplies the demand and must be >= 1, got {headroom}")
-    whole = {"max_attention": max_attention, "max_experts": max_experts, "batch": 1 if batch is None else batch}
-    for name, value in {**whole, "max_batch": options.get("max_batch", 1)}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise JanusError("scale.range", f"{name} must be a whole number >= 1, got {value!r}")
+    if batch is not None and headroom != 1:
+        raise JanusError("scale.range", f"headroom multiplies the demand; with batch= leave it out, got {headroom}")
+    max_batch = whole(options.get("max_batch", 16384), "max_batch", "scale.range")
+    named = {"max_attention": max_attention, "max_experts": max_experts, "batch": 1 if batch is None else batch}
+    for name, value in named.items():
+        whole(value, name, "scale.range")
+    if batch is not None and batch > max_batch:
+        rule = "batch must not exceed max_batch, for which the exchange buffers are sized"
+        raise JanusError("scale.range", f"{rule}; got {batch} > {max_batch}; raise max_batch")

@@ -48,8 +48,8 @@ class Routing:
                 says = f"synthetic routing: {says}"
             return cls(trace.counts(), trace.top_k, trace, says, trace.synthetic)
         counts = _checked_counts(trace)
-        if top_k is None or not 1 <= top_k <= counts.shape[1]:
-            rule = f"counts carry no top_k: give it, in 1..{counts.shape[1]}"
+        if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= counts.shape[1]:
+            rule = f"counts carry no top_k: give it, a whole number in 1..{counts.shape[1]}"
             raise JanusError("routing.top_k", f"{rule}; got {top_k!r}")
         return cls(counts, top_k, None, "popularity counts, experts of a token otherwise independent", False)
 
@@ -125,7 +125,10 @@ def draw(p: FloatArray, top_k: int, B: int, rng: np.random.Generator) -> npt.NDA
 
 
 def _checked_counts(counts: npt.ArrayLike) -> npt.NDArray[Any]:
-    raw = np.asarray(counts)
+    try:
+        raw = np.asarray(counts)
+    except ValueError as error:
+        raise JanusError("routing.counts", f"counts must be [L, E] or [E], rows of one length: {error}") from error
     raw = raw[None] if raw.ndim == 1 else raw
     if raw.ndim != 2 or raw.dtype.kind not in "iuf" or not np.isfinite(raw).all() or (raw < 0).any():
         raise JanusError("routing.counts", f"counts must be numbers >= 0, [L, E] or [E]; got {raw.dtype} {raw.shape}")

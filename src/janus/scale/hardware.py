@@ -63,6 +63,13 @@ def positive(value: Any, what: str, code: str) -> float:
     return value
 
 
+def whole(value: Any, what: str, code: str, least: int = 1) -> int:
+    """`value` if it is a whole number >= `least`, else a `JanusError` that names `what`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise JanusError(code, f"{what} must be a whole number >= {least}, got {value!r}")
+    return value
+
+
 _GIB = 2**30
 # Vendors' datasheets, as collected in the system files of ai-dynamo/aiconfigurator (Apache-2.0): dense rates without
 # sparsity; bandwidths per GPU and direction. Columns: memory, memory bandwidth, bf16, fp8, in-node link, GPUs per

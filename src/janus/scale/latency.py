@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from janus.errors import JanusError
 from janus.scale.exchange import ExchangeCost
-from janus.scale.hardware import Cluster, positive
+from janus.scale.hardware import Cluster, positive, whole
 from janus.scale.model import ModelSpec, dtype_bytes
 
 
@@ -99,9 +99,15 @@ class LatencyModel:
         cluster: the GPUs.
         efficiency: see `Efficiency`.
         cost: of the exchange; default `ExchangeCost` of the cluster.
+
+    Raises:
+        JanusError: ``latency.kind``.
     """
 
     def __init__(self, model: ModelSpec, cluster: Cluster, efficiency: Efficiency, cost: ExchangeCost) -> None:
+        for value, kind in ((model, ModelSpec), (cluster, Cluster), (efficiency, Efficiency), (cost, ExchangeCost)):
+            if not isinstance(value, kind):
+                raise JanusError("latency.kind", f"a LatencyModel is made of a {kind.__name__} here, got {value!r}")
         self.model, self.cluster, self.efficiency, self.cost = model, cluster, efficiency, cost
         self._side = lru_cache(maxsize=65536)(self.attention_side_us)
 
@@ -115,6 +121,8 @@ class LatencyModel:
         cost: ExchangeCost | None = None,
     ) -> LatencyModel:
         """A model from datasheet numbers alone."""
+        if not isinstance(cluster, Cluster):
+            raise JanusError("latency.kind", f"cluster must be a Cluster, e.g. Cluster('h100-sxm'); got {cluster!r}")
         return cls(model, cluster, efficiency or Efficiency(), cost or ExchangeCost.of(cluster))
 
     def tpot(self, n_a: int, n_e: int, B: int, s_ctx: float, activation: Activation) -> Breakdown:
@@ -126,7 +134,13 @@ class LatencyModel:
             B: requests in flight; the fullest attention instance holds ceil(B / n_a).
             s_ctx: mean KV length, tokens.
             activation: expected activated experts, e.g. an `ActivationTable`.
+
+        Raises:
+            JanusError: ``latency.range``.
         """
+        for name, value in (("n_a", n_a), ("n_e", n_e), ("B", B)):
+            whole(value, name, "latency.range")
+        positive(s_ctx, "s_ctx (tokens)", "latency.range")
         m = self.model
         attention, shared, other = self._side(-(-B // n_a), s_ctx)
         moe = self.moe_layer_us(activation.at(n_e, B), B)
@@ -157,9 +171,11 @@ class LatencyModel:
         m = self.model
         projections = self.weights_us(m.attention_params, b, m.dense_dtype)
         seen = m.attention.attended(s_ctx, m.layers) / m.layers
-        kv = b * seen * m.kv_bytes_per_token()
+        kv = b * seen * (m.kv_bytes_per_token() - m.index_bytes_per_token)
         core = self.op_us(kv, b * seen * m.attention.flops_per_cached_token, "bf16")
-        return self.efficiency.attention_us + projections + core
+        index_flops = 2 * m.attention.index_heads * m.attention.index_dim  # the indexer scores every cached token
+        indexer = self.op_us(b * s_ctx * m.index_bytes_per_token, b * s_ctx * index_flops, "fp8")
+        return self.efficiency.attention_us + projections + core + indexer
 
     def moe_layer_us(self, active: Activated, B: float) -> float:
         """Routed experts of one layer on the busiest instance, gate included, microseconds."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from janus.errors import JanusError, known
+from janus.scale.hardware import whole
 
 # Bytes per parameter. fp8 carries one float32 scale per 128 x 128 block (0.02 %, left out);
 # mxfp4 packs 32 values of 4 bits with one 8-bit scale: 4.25 bits.
@@ -155,6 +156,12 @@ class ModelSpec:
     def __post_init__(self) -> None:
         for field in ("expert_dtype", "dense_dtype", "kv_dtype"):
             dtype_bytes(getattr(self, field))
+        for field in ("layers", "moe_layers", "hidden", "experts", "top_k", "expert_width", "vocab"):
+            whole(getattr(self, field), field, "model.config")
+        for field in ("shared_width", "dense_width", "expert_bias"):
+            whole(getattr(self, field), field, "model.config", least=0)
+        if not isinstance(self.attention, AttentionSpec):
+            raise JanusError("model.config", f"attention must be an AttentionSpec, got {self.attention!r}")
         if not 1 <= self.top_k <= self.experts:
             raise JanusError("model.config", f"top_k must lie in 1..experts; got {self.top_k} of {self.experts}")
         if not 1 <= self.moe_layers <= self.layers:
@@ -247,13 +254,17 @@ class ModelSpec:
         inner += self.moe_layers * self.shared_params
         return inner * dtype_bytes(self.dense_dtype) + self.embedding_params * dtype_bytes("bf16")
 
+    @property
+    def index_bytes_per_token(self) -> float:
+        """The part of `kv_bytes_per_token` that is the sparse indexer's key, bytes; 0 without one."""
+        return self.attention.index_dim * (1 + 4 / 128) if self.attention.index_heads else 0.0
+
     def kv_bytes_per_token(self, dtype: str | None = None) -> float:
         """KV cache of one token in one full-attention layer, bytes; `dtype` defaults to `kv_dtype`.
 
         The sparse indexer's key is kept in fp8 with one float32 scale per 128 values, whatever the dtype.
         """
-        index = self.attention.index_dim * (1 + 4 / 128) if self.attention.index_heads else 0.0
-        return self.attention.kv_elements * dtype_bytes(dtype or self.kv_dtype) + index
+        return self.attention.kv_elements * dtype_bytes(dtype or self.kv_dtype) + self.index_bytes_per_token
 
     def kv_bytes(self, context: float) -> float:
         """KV cache of one sequence of `context` tokens over all layers, bytes; sliding windows applied."""

@@ -102,11 +102,12 @@ def _summary(a_max: npt.NDArray[np.float64], tokens: npt.NDArray[np.float64], so
     by_layer = a_max.mean(axis=2)
     draws = a_max.var(axis=2, ddof=1 if samples > 1 else 0).mean(axis=1) / (samples * layers)
     left_out = by_layer.var(axis=1, ddof=1 if layers > 1 else 0) / layers * (1 - layers / source_layers)
-    # more tokens never activate fewer experts: the draws' noise must not make the step time fall with B
+    # more tokens never activate fewer experts: the draws' noise must not make the step time fall with B, nor the
+    # worst layer fall below the mean
     rising = np.maximum.accumulate(by_layer.mean(axis=1))
     return Row(
         mean=tuple(rising.tolist()),
         stderr=tuple(np.sqrt(draws + left_out).tolist()),
-        worst=tuple(by_layer.max(axis=1).tolist()),
+        worst=tuple(np.maximum.accumulate(by_layer.max(axis=1)).tolist()),
         tokens=tuple(np.maximum.accumulate(tokens.mean(axis=(1, 2))).tolist()),
     )

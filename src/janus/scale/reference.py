@@ -39,6 +39,9 @@ def step_ms(problem: Problem, n_a: int, n_e: int, B: int) -> float:
     for layer in range(m.layers):
         total += eff.attention_us * 1e-6 + _product(m.attention_params, b, m.dense_dtype, bandwidth, dense_rate)
         total += _core(m, problem.context, b, layer, bandwidth, bf16)
+        if m.attention.index_heads:  # keys of 1 byte per value and a float32 scale per 128, for every cached token
+            keys = b * problem.context * m.attention.index_dim
+            total += max(keys * (1 + 4 / 128) / bandwidth, 2 * keys * m.attention.index_heads / fp8)
     for _ in range(m.layers - m.moe_layers):
         total += eff.dense_us * 1e-6 + _product(3 * m.hidden * m.dense_width, b, m.dense_dtype, bandwidth, dense_rate)
     for _ in range(m.moe_layers):
@@ -124,7 +127,7 @@ def _core(m: ModelSpec, context: float, b: int, layer: int, bandwidth: float, ra
     """Seconds of scores and values of one layer."""
     seen = min(context, m.attention.index_topk) if m.attention.index_heads else context
     seen = _cached(m, seen, layer)
-    reads = b * seen * m.kv_bytes_per_token()
     heads, a = m.attention.heads, m.attention
+    reads = b * seen * a.kv_elements * DTYPE_BYTES[m.kv_dtype]
     width = (a.kv_rank + a.rope_dim) + a.kv_rank if a.kind == "mla" else 2 * a.head_dim
     return max(reads / bandwidth, 2 * heads * width * b * seen / rate)
