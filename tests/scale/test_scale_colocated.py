@@ -129,3 +129,14 @@ def test_a_fixed_batch_is_shared_too(skewed):
     again, table = colocated_optimum(p.problem, p.problem.table)
     assert again == c
     assert (c.width, c.slots) in table.rows
+
+
+def test_the_gpu_alone_in_a_part_filled_node_is_the_busiest(small_plan):
+    """Five GPUs on nodes of four: the fifth trades with four far peers whichever way rows travel."""
+    from dataclasses import replace
+
+    slow = CostModel({"in_node": 1e-3, "between_nodes": 1}, {"in_node": 0, "between_nodes": 0})
+    old = small_plan.problem.latency
+    latency = type(old)(old.model, old.cluster, old.efficiency, ExchangeCost(slow, 4))
+    problem = replace(small_plan.problem, latency=latency)
+    assert _exchange_s(problem, 5, 400) == pytest.approx(2 * 4)

@@ -102,25 +102,31 @@ def colocated_step(problem: Problem, table: ActivationTable, width: int, slots: 
 def _exchange_s(problem: Problem, width: int, B: int) -> float:
     """Dispatch and combine as expert-parallel engines do them: a token travels only where it is needed.
 
-    Of K choices spread over n places, 1 - (1 - 1/n)^K of the tokens need a given one. Either every GPU sends to every
-    other, or once to each other node and from there inside it; the cheaper one, by the busiest port.
+    Of K choices spread over n GPUs, 1 - (1 - s/n)^K of the tokens need one of s given ones. Either every GPU sends to
+    every other, or once to each other node and from there inside it; the cheaper one, by the busiest port of any GPU.
     """
     m, cost = problem.latency.model, problem.latency.cost
     near, far = cost.link("in_node", 2 * m.hidden), cost.link("between_nodes", 2 * m.hidden)
-    node = min(cost.gpus_per_node, width)
-    nodes, b = -(-width // node), -(-B // width)
+    node, b = min(cost.gpus_per_node, width), -(-B // width)
+    sizes = [node] * (width // node) + [width % node] * (width % node > 0)  # a part-filled last node has busier ports
 
-    def needed(places: int) -> float:
-        return b * (1 - (1 - 1 / places) ** m.top_k)
+    def needed(gpus: int) -> float:  # rows of one GPU that some expert of `gpus` GPUs wants
+        return b * (1 - (1 - gpus / width) ** m.top_k)
 
     def sends(peers: int) -> int:
         return min(peers, b * m.top_k)  # a peer that no token needs gets no message
 
-    beside, away = node - 1, width - node
-    rows = needed(width)
-    flat = max(near.time(sends(beside), beside * rows), far.time(sends(away), away * rows))
-    crossing = far.time(sends(nodes - 1), (nodes - 1) * needed(nodes))
-    return 2 * min(flat, crossing + near.time(beside, width * rows)) if width > 1 else 0.0
+    def flat(size: int) -> float:  # the port of a GPU in a node of `size`
+        beside, away = size - 1, width - size
+        return max(near.time(sends(beside), beside * needed(1)), far.time(sends(away), away * needed(1)))
+
+    def crossing(size: int) -> float:  # sent: once to each other node; received: from the others, shared in the node
+        away = width - size
+        sent = sum(map(needed, sizes)) - needed(size)
+        return max(far.time(sends(len(sizes) - 1), sent), far.time(sends(-(-away // size)), away * needed(size) / size))
+
+    once_per_node = max(map(crossing, sizes)) + near.time(node - 1, width * needed(1))
+    return 2 * min(max(map(flat, sizes)), once_per_node) if width > 1 else 0.0
 
 
 def _size(problem: Problem, table: ActivationTable, width: int, slots: int) -> Colocated | None:
