@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -116,19 +117,22 @@ class Session:
         self._rounds[scope] = self._rounds.get(scope, 0) + 1
         deadline = time.monotonic() + (timeout_s or self._timeouts.rendezvous_s)
         key = f"{scope}/{self._rounds[scope]}"
+        gone = functools.partial(self._who_is_gone, key, members)
         try:
-            return collect(self._board, key, value, members, self.rank, deadline, lambda: self._someone_gone(members))
+            return collect(self._board, key, value, members, self.rank, deadline, lambda: gone() is not None)
         except PeerLost as error:
-            raise self._who_is_gone(members) or error from None
+            raise gone() or error from None
 
-    def _someone_gone(self, members: tuple[int, ...]) -> bool:
-        return self.watch.broken or any(self.watch.left(member) for member in members)
-
-    def _who_is_gone(self, members: tuple[int, ...]) -> PeerLost | None:
+    def _who_is_gone(self, key: str, members: tuple[int, ...]) -> PeerLost | None:
+        """The loss that keeps `share` from ending: somebody died, or closed without having pinned a value."""
         if self.watch.broken:
             return self.watch.again("rendezvous")
-        left = next((member for member in members if self.watch.left(member)), None)
-        return None if left is None else PeerLost("rendezvous", -1, self.rank, left, "it has closed its exchange")
+        with contextlib.suppress(StoreGone):
+            said = self._board.read(f"{key}/{member}" for member in members)
+            silent = [member for member in members if f"{key}/{member}" not in said]
+            for member in filter(self.watch.left, silent):
+                return PeerLost("rendezvous", -1, self.rank, member, "it has closed its exchange")
+        return None
 
     def traffic(self) -> dict[str, LinkTraffic]:
         """A copy of what this rank has sent."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 _CALL_S = 5.0  # one store call takes < 1 ms; a store whose host is stopped never answers
+_STOP_S = 0.25  # `stop` asks the store too, and a file store is one lock for all ranks
 _POLL_S = (0.005, 0.05)  # first pause between two looks, and the longest
 
 
@@ -46,12 +47,16 @@ class Board:
     def wait(self, keys: Iterable[str], deadline: float, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
         """Read `keys` until all are there, `deadline` (`time.monotonic`) has passed or `stop()`; the absent are left out."""
         wanted, found, pause = list(keys), {}, _POLL_S[0]
+        ask_stop = time.monotonic() + _STOP_S
         while True:
             found |= self.read(key for key in wanted if key not in found)
-            if len(found) == len(wanted) or time.monotonic() >= deadline:
+            now = time.monotonic()
+            if len(found) == len(wanted) or now >= deadline:
                 return found
-            if stop():  # what was pinned just before is still told
-                return found | self.read(key for key in wanted if key not in found)
+            if now >= ask_stop:
+                if stop():  # what was pinned just before is still told
+                    return found | self.read(key for key in wanted if key not in found)
+                ask_stop = now + _STOP_S
             time.sleep(pause)
             pause = min(pause * 1.5, _POLL_S[1])
 
