@@ -46,7 +46,7 @@ def default_store() -> Any:
 
 
 def connect(store: Any, prefix: str, members: tuple[int, ...], rank: int, deadline: float) -> Any:
-    """Open a gloo group of its own over `members`, with a note on the board once this rank has joined it.
+    """Open a gloo group of its own over `members`; returns once all of them have joined it.
 
     Raises:
         PeerLost: phase ``"rendezvous"``; names the first member that did not join.
@@ -62,6 +62,10 @@ def connect(store: Any, prefix: str, members: tuple[int, ...], rank: int, deadli
         missing = _missing(board, [f"joined/{m}" for m in members if m != rank], time.monotonic() + 0.5)
         peer = int(missing[0].split("/")[1]) if missing else members[0]
         raise PeerLost("rendezvous", -1, rank, peer, f"could not connect: {error}") from None
+    # A rank that is connected may still be half connected in its peers' eyes: nobody goes on, or away, before all are.
+    missing = _missing(board, [f"joined/{m}" for m in members], deadline)
+    if missing:
+        raise PeerLost("rendezvous", -1, rank, int(missing[0].split("/")[1]), "it has not connected in time")
     return group
 
 
