@@ -46,20 +46,20 @@ def carve(flat: Any, E: int, G: int, R: int) -> Any:
     """The parts of `Workspace.flat`, in its order."""
     s = flat[2 * E + R + 3 :]
     return (flat[: E + 1], flat[E + 1 : 2 * E + 2], flat[2 * E + 2 : 2 * E + 2 + R], flat[2 * E + 2 + R : 2 * E + 3 + R],
-            s[:G], s[G : 2 * G], s[2 * G : 3 * G], s[3 * G : 4 * G], s[4 * G :])  # fmt: skip
+            s[:G], s[G : 2 * G], s[2 * G : 3 * G], s[3 * G :])  # fmt: skip
 
 
 @compiled
 def choose(ids: Any, out: Any, phy2log: Any, log2phy: Any, order: Any, G: int, flat: Any, exact: bool) -> int:
     """One replica for every activated expert."""
     E, R = len(order), len(phy2log)
-    tokens, replica, per_slot, bound, load, spent, queue, leaves, takes = carve(flat, E, G, R)
+    tokens, replica, per_slot, bound, load, spent, queue, level = carve(flat, E, G, R)
     bad = count(ids, tokens, E)
     if bad >= 0:
         return bad
     start(tokens, replica, per_slot, bound, load, spent, log2phy, order, R // G, exact)
     if exact:
-        while shift(replica, per_slot, bound[0], load, queue, leaves, takes, phy2log, log2phy):
+        while shift(replica, per_slot, bound[0], load, queue, level, phy2log, log2phy):
             pass
     rewrite(ids, out, replica)
     return -1
@@ -128,9 +128,9 @@ def start(
 
 @compiled
 def shift(
-    replica: Any, per_slot: Any, bound: int, load: Any, queue: Any, leaves: Any, takes: Any, phy2log: Any, log2phy: Any
+    replica: Any, per_slot: Any, bound: int, load: Any, queue: Any, level: Any, phy2log: Any, log2phy: Any
 ) -> bool:
-    """One cost-reducing path from the first most-loaded instance, breadth first; False when there is none."""
+    """One cost-reducing path from the first most-loaded instance, level by level; False when there is none."""
     G = len(load)
     C, X = len(phy2log) // G, log2phy.shape[1]
     # the first most-loaded instance
@@ -141,42 +141,58 @@ def shift(
     top = load[source]
     if top <= bound:
         return False
-    # breadth first; takes[h] >= 0 marks h as seen
-    takes[:] = -1
-    takes[source] = source * C
+    # breadth first, a whole level at a time; level[h] < 0: not reached
+    level[:] = -1
+    level[source] = 0
     queue[0] = source
-    head, tail = 0, 1
+    head, tail, depth = 0, 1, 0
     while head < tail:
-        g = queue[head]
-        head += 1
-        for r in range(g * C, (g + 1) * C):
-            if per_slot[r] == 0:  # not in use: empty, not activated, or another replica serves
-                continue
-            e = phy2log[r]
-            for x in range(X):
-                s = log2phy[e, x]
-                if s < 0:
-                    break
-                h = s // C
-                if takes[h] >= 0:
+        depth, end, target = depth + 1, tail, -1
+        for at in range(head, end):
+            g = queue[at]
+            for r in range(g * C, (g + 1) * C):
+                if per_slot[r] == 0:  # not in use: empty, not activated, or another replica serves
                     continue
-                leaves[h] = r
-                takes[h] = s
-                if load[h] <= top - 2:
-                    # walk back: every expert on the way takes its new slot and brings its tokens
-                    load[h] += 1
-                    load[source] -= 1
-                    while h != source:
-                        r = leaves[h]
-                        s = takes[h]
-                        replica[phy2log[r]] = s
-                        per_slot[s] = per_slot[r]
-                        per_slot[r] = 0
-                        h = r // C
-                    return True
-                queue[tail] = h
-                tail += 1
+                e = phy2log[r]
+                for x in range(X):
+                    s = log2phy[e, x]
+                    if s < 0:
+                        break
+                    h = s // C
+                    if level[h] >= 0:
+                        continue
+                    level[h] = depth
+                    queue[tail] = h
+                    tail += 1
+                    # at top - 1 the expert would only make its new host the most loaded
+                    if load[h] <= top - 2 and (
+                        target < 0 or load[h] < load[target] or (load[h] == load[target] and h < target)
+                    ):
+                        target = h
+        if target >= 0:
+            load[target] += 1
+            load[source] -= 1
+            walk_back(target, depth, replica, per_slot, level, phy2log, C)
+            return True
+        head = end
     return False
+
+
+@compiled
+def walk_back(h: int, depth: int, replica: Any, per_slot: Any, level: Any, phy2log: Any, C: int) -> None:
+    """Hand `h` the lowest expert that the level before it can give, then do the same for the giver, to the source."""
+    for step in range(depth - 1, -1, -1):
+        given = len(replica)
+        slot = -1
+        for s in range(h * C, (h + 1) * C):
+            e = phy2log[s]
+            if 0 <= e < given and replica[e] >= 0 and level[replica[e] // C] == step:
+                given, slot = e, s
+        r = replica[given]
+        replica[given] = slot
+        per_slot[slot] = per_slot[r]
+        per_slot[r] = 0
+        h = r // C
 
 
 @compiled
@@ -184,7 +200,7 @@ def split(ids: Any, out: Any, log2phy: Any, logcnt: Any, G: int, flat: Any, R: i
     """The baselines that may split an expert's tokens over its replicas, entry by entry."""
     E = len(logcnt)
     C = R // G
-    tokens, replica, per_slot, bound, load, spent, _, _, _ = carve(flat, E, G, R)
+    tokens, replica, per_slot, bound, load, spent, _, _ = carve(flat, E, G, R)
     bad = count(ids, tokens, E)
     if bad >= 0:
         return bad

@@ -91,31 +91,33 @@ def shift(replica: list[int], bound: int, tables: LayerTables) -> bool:
     if top <= bound:
         return False
     source = load.index(top)  # one source without a path is proof enough: see docs/sched.md
-    came: dict[int, tuple[int, int]] = {source: (-1, -1)}  # instance -> (slot the expert leaves, slot it takes)
-    queue = [source]
-    for g in queue:  # grows while it is read: breadth first
-        for leaves in range(g * tables.slots_per_instance, (g + 1) * tables.slots_per_instance):
-            e = int(tables.phy2log[leaves])
-            if e < 0 or replica[e] != leaves:
-                continue
-            for takes in _slots(e, tables):
-                h = _host(takes, tables)
-                if h in came:
-                    continue
-                came[h] = (leaves, takes)
-                # at top - 1 the expert would only make h the most loaded
-                if load[h] <= top - 2:
-                    _walk_back(h, source, came, replica, tables)
-                    return True
-                queue.append(h)
+    level = {source: 0}
+    frontier = {source}
+    while frontier:
+        reached = {_host(r, tables) for e in _served(frontier, replica, tables) for r in _slots(e, tables)}
+        frontier = reached - level.keys()
+        # at top - 1 the expert would only make its new host the most loaded
+        low = [h for h in frontier if load[h] <= top - 2]
+        if low:
+            _walk_back(min(low, key=lambda h: (load[h], h)), level, replica, tables)
+            return True
+        level.update(dict.fromkeys(frontier, max(level.values()) + 1))
     return False
 
 
-def _walk_back(g: int, source: int, came: dict[int, tuple[int, int]], replica: list[int], tables: LayerTables) -> None:
-    while g != source:
-        leaves, takes = came[g]
-        replica[int(tables.phy2log[leaves])] = takes
-        g = _host(leaves, tables)
+def _walk_back(h: int, level: dict[int, int], replica: list[int], tables: LayerTables) -> None:
+    """Hand `h` the lowest expert that the level before it can give, then do the same for the giver, to the source."""
+    for step in range(max(level.values()), -1, -1):
+        givers = {g for g, at in level.items() if at == step}
+        e, takes = min(
+            (e, r) for e in _served(givers, replica, tables) for r in _slots(e, tables) if _host(r, tables) == h
+        )
+        h, replica[e] = _host(replica[e], tables), takes
+
+
+def _served(instances: set[int], replica: list[int], tables: LayerTables) -> list[int]:
+    """Experts that the assignment so far serves on one of `instances`."""
+    return [e for e, r in enumerate(replica) if r >= 0 and _host(r, tables) in instances]
 
 
 def spread_tokens(entries: list[int], tables: LayerTables) -> list[int]:

@@ -66,7 +66,7 @@ class Workspace:
     """
 
     def __init__(self, num_experts: int, num_instances: int, num_slots: int) -> None:
-        sizes = [num_experts + 1, num_experts + 1, num_slots, 1, *[num_instances] * 5]
+        sizes = [num_experts + 1, num_experts + 1, num_slots, 1, *[num_instances] * 4]
         self.flat = np.zeros(sum(sizes), dtype=np.int32)
         _, replica, self.tokens_per_slot, self.bound, self.load, *_ = np.split(self.flat, np.cumsum(sizes)[:-1])
         self.replica = replica[:num_experts]
