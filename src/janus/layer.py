@@ -11,7 +11,7 @@ from janus.errors import JanusError
 from janus.experts.seam import count_experts, find_blocks
 from janus.experts.slots import ExpertSlots
 from janus.sched import Assignment, balance
-from janus.sched.backends import check_method, pick
+from janus.sched.backends import check_method, choose
 from janus.types import Placement
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class JanusMoELayer(nn.Module):
         num_experts = count_experts(experts)
         self.placement = check_placement(placement, num_experts, self.__class__.__name__)
         self.layer = self.placement.layer(layer)
-        self.method, self.backend = check_method(balance, None), pick(backend)[0]
+        self.method, self._asked = check_method(balance, None), backend
+        self.backend = choose(backend, balance, _device_type(experts), may_copy=True)
         self.last: Assignment | None = None
         slots = self.placement.phy2log[self.layer].tolist()
         self.slots = ExpertSlots.from_module(experts, slots)
@@ -94,7 +95,7 @@ class JanusMoELayer(nn.Module):
             [T, H] in the dtype of `hidden`.
         """
         _check_call(self.slots.layout.hidden_size, hidden, topk_ids, topk_weights)
-        self.last = balance(topk_ids, self.placement, layer=self.layer, method=self.method, backend=self.backend)
+        self.last = balance(topk_ids, self.placement, layer=self.layer, method=self.method, backend=self._asked)
         return self.slots(hidden, self.last.physical_ids, topk_weights)
 
 
@@ -125,8 +126,8 @@ def convert(
         'JanusMoELayer'
     """
     check_method(balance, None)
-    pick(backend)
     blocks = find_blocks(model)
+    choose(backend, balance, _device_type(model), may_copy=True)
     check_layers(placement, [block.layer_id for block in blocks])
     for block in blocks:  # every refusal comes before the first swap
         check_placement(placement, block.num_experts, block.name)
@@ -173,3 +174,8 @@ def _check_call(hidden_size: int, *call: Any) -> None:
             f"forward takes tensors hidden [T, H = {hidden_size}], topk_ids [T, K], topk_weights [T, K]; got "
             f"{', '.join(map(str, shapes))}",
         )
+
+
+def _device_type(module: nn.Module) -> str:
+    first = next(module.parameters(), None)
+    return "cpu" if first is None else first.device.type

@@ -263,8 +263,8 @@ def test_what_this_version_lacks_is_refused_by_name():
         balance(BATCH, EXAMPLE, cost="x")
     with pytest.raises(JanusError, match="'exact', 'greedy'") as caught:
         balance(BATCH, EXAMPLE, method="fastest")
-    with pytest.raises(JanusError, match="'triton' is not in this version") as caught:
-        balance(BATCH, EXAMPLE, backend="triton")
-    assert caught.value.code == "sched.backend"
-    with pytest.raises(JanusError, match="'reference', 'numba'"):
+    with pytest.raises(JanusError, match="'reference', 'numba', 'triton'"):
         balance(BATCH, EXAMPLE, backend="cuda")
+    with pytest.raises(JanusError, match="methods 'exact', 'greedy', got 'tokens'") as caught:
+        balance(BATCH, EXAMPLE, backend="triton", method="tokens")
+    assert caught.value.code == "sched.backend"

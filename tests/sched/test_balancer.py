@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from oracle import random_ids, random_slots
 
 from janus import JanusError
-from janus.sched import Balancer, balance
+from janus.sched import Balancer, balance, place
 from janus.types import Placement
 
 METHODS = ("exact", "greedy", "tokens", "random", "round_robin")
@@ -85,12 +85,12 @@ def test_what_it_cannot_do_is_refused():
     for bad in (-1, 2.0, True):
         with pytest.raises(JanusError, match="max_tokens must be an integer"):
             Balancer(placement, max_tokens=bad)
-    with pytest.raises(JanusError, match="got device 'cuda:0'"):
-        Balancer(placement, max_tokens=2, device="cuda:0")
+    with pytest.raises(JanusError, match="got device 'cuda'"):
+        Balancer(placement, max_tokens=2, device="cuda:0", backend="numba")
+    with pytest.raises(JanusError, match="leave check_ids out"):
+        Balancer(placement, max_tokens=2, check_ids=False)
     with pytest.raises(JanusError, match="not in this version"):
         Balancer(placement, max_tokens=2, method="cost")
-    with pytest.raises(JanusError, match=r"sched\.backend"):
-        Balancer(placement, max_tokens=2, backend="triton")
 
 
 def test_backend_says_what_auto_chose():
@@ -104,3 +104,54 @@ def test_what_is_no_placement_is_refused(call):
     with pytest.raises(JanusError, match=r"sched\.placement.*Placement") as caught:
         call([[0, 1], [1, 0]])
     assert "place(" in caught.value.message
+
+
+@pytest.mark.parametrize("backend", ["numba", "reference"])
+@pytest.mark.parametrize("method", METHODS)
+def test_statistics_are_sums_over_the_batches_of_a_layer(method, backend):
+    rng, placement = layered(2)
+    balancer = Balancer(placement, method=method, backend=backend, max_tokens=16, record_load=True)
+    want, load = np.zeros((3, 8), dtype=np.int64), np.zeros((3, 24), dtype=np.int64)
+    for layer in (0, 2, 2, 2):
+        ids = random_ids(rng, 24, int(rng.integers(0, 17)), 3)
+        balancer(ids, layer)
+        a = balance(ids, placement, layer=layer, method=method, backend=backend)
+        tokens = np.bincount(ids[ids >= 0], minlength=24)
+        spent = a.tokens_per_slot.reshape(4, -1).sum(axis=1)
+        sums = [1, tokens.sum(), (tokens > 0).sum(), a.load.sum(), a.a_max, a.lower_bound, spent.max(), 0]
+        want[layer] += np.array(sums)
+        load[layer] += tokens
+    assert (balancer.stats.sums == want).all()
+    assert (balancer.expert_load == load).all()
+
+
+def test_statistics_are_means_and_differences_for_people():
+    balancer = Balancer(Placement([[0, 1], [0, 1]], num_experts=2), max_tokens=4)
+    balancer(np.array([[0], [0], [1]]), 0)  # expert 0 on instance 0, expert 1 on instance 1
+    first = balancer.stats
+    balancer(np.array([[0], [0], [-1]]), 0)
+    assert first.batches.tolist() == [1]  # a reading, not a view
+    assert balancer.stats.experts.tolist() == [1.5]
+    assert balancer.stats.tokens_max.tolist() == [2.0]
+    assert balancer.stats.since(first).tokens_mean.tolist() == [1.0]
+    overall = balancer.stats.overall()
+    assert overall == pytest.approx(
+        {"batches": 2, "a_max": 1, "lower_bound": 1, "experts": 1.5, "tokens_max": 2, "tokens_mean": 1.25, "bad_ids": 0}
+    )
+    balancer.reset_stats()
+    assert not balancer.stats.sums.any()
+    assert np.isnan(balancer.stats.a_max).all()
+
+
+def test_expert_loads_are_recorded_when_asked_for_and_can_be_placed():
+    placement = Placement([[0, 1], [0, 1]], num_experts=2)
+    balancer = Balancer(placement, max_tokens=4, record_load=True)
+    balancer(np.array([[0], [0], [1]]), 0)
+    assert balancer.expert_load.tolist() == [[2, 1]]
+    assert place(balancer.expert_load, 2, 2, top_k=1).num_layers == 1
+    with pytest.raises(JanusError, match="record_load=True"):
+        _ = Balancer(placement, max_tokens=4).expert_load
+
+
+def test_making_a_balancer_leaves_no_statistics():
+    assert not Balancer(Placement([[0, 1]], num_experts=2), max_tokens=2).stats.sums.any()

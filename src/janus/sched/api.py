@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from janus.errors import JanusError
-from janus.sched.arrays import Room, check_placement, host_ids, is_native, is_tensor
-from janus.sched.backends import check_method, pick
+from janus.sched.arrays import Room, check_placement, host_ids, is_tensor
+from janus.sched.backends import check_method, choose, load
+from janus.sched.host import HostEngine
+from janus.sched.stats import BalancerStats
 from janus.sched.tables import LayerTables, Workspace
 from janus.types.placement import IntArray, Placement
 
@@ -56,7 +59,8 @@ def balance(
         layer: MoE layer of the placement.
         method: ``"exact"`` (minimum possible a_max), ``"greedy"`` (AEBS as the paper prints it), or a baseline that
             may split an expert's tokens over its replicas: ``"tokens"``, ``"random"``, ``"round_robin"``.
-        backend: ``"numba"``, ``"reference"``, or ``"auto"``. A tensor on an accelerator is copied to the host and back.
+        backend: ``"numba"``, ``"reference"`` (plain Python), ``"triton"`` (methods exact and greedy, on a GPU), or
+            ``"auto"``: triton for a tensor on a GPU, else numba. A CPU backend copies such a tensor there and back.
         cost: reserved for method ``"cost"``, which is not in this version.
 
     Raises:
@@ -71,39 +75,63 @@ def balance(
         ([[5, 1], [2, 5]], [2, 1], 2)
     """
     check_method(method, cost)
-    name, fill = pick(backend)
-    tables = LayerTables.build(check_placement(placement), placement.layer(layer), method)
+    device_type = topk_ids.device.type if is_tensor(topk_ids) else "cpu"
+    name = choose(backend, method, device_type, may_copy=True)
+    row = check_placement(placement).layer(layer)
+    if name == "triton":
+        return _on_device(topk_ids, placement, row, method)
+    tables = LayerTables.build(placement, row, method)
     work = Workspace(tables.num_experts, tables.num_instances, tables.num_slots)
     ids = host_ids(topk_ids, tables.num_slots)  # host sync here when topk_ids is on an accelerator
     room = Room(ids, len(ids), as_tensor=is_tensor(topk_ids))
-    room.run(fill, method, ids, tables, work)
+    room.run(load(name).fill, method, ids, tables, work)
     physical_ids = room.shown.to(topk_ids.device) if is_tensor(topk_ids) else room.shown
     top, bound = int(work.load.max()), int(work.bound[0])
     return Assignment(physical_ids, work.replica, work.load, work.tokens_per_slot, top, bound, name)
 
 
-class Balancer:
-    """`balance` for a serving loop on the CPU, one batch at a time: compiled when it is made, memory reused.
+def _on_device(topk_ids: Any, placement: Placement, row: int, method: str) -> Assignment:
+    """One batch through the kernel; everything but the ids comes to the host."""
+    from janus.sched.device import DeviceEngine, as_tensor
 
-    The buffers of the output depend on K and dtype; they are made when a (K, dtype) is first seen, and from then on a
-    call allocates no array on the numba backend.
+    ids = as_tensor(topk_ids)
+    one = Placement(placement.slots[row], placement.num_experts)
+    engine = DeviceEngine(one, method, max(ids.shape[:1], default=0), ids.device, check_ids=True, record_load=False)
+    physical_ids = engine(ids, 0)
+    last = engine.last_batch()
+    shown = physical_ids if is_tensor(topk_ids) else physical_ids.numpy()
+    return Assignment(shown, *last, "triton")
+
+
+class Balancer:
+    """`balance` for a serving loop, one batch at a time: compiled when it is made, memory reused.
+
+    On a GPU a call launches two kernels on the current stream: no host sync, no allocation, and it can be captured in
+    a CUDA graph. On the CPU the buffers of the output depend on K and dtype; they are made when a (K, dtype) is first
+    seen, and from then on a call allocates no array on the numba backend.
 
     Args:
         placement: where the replicas are.
-        method: as in `balance`.
-        backend: as in `balance`.
+        method: as in `balance`; ``"exact"`` and ``"greedy"`` on a GPU.
+        backend: as in `balance`; ``"auto"`` takes numba on the CPU and triton on a GPU.
         cost: as in `balance`.
         max_tokens: most tokens T of one call.
-        device: ``"cpu"``; others are not in this version.
+        device: ``"cpu"`` or ``"cuda"`` (or one of several: ``"cuda:1"``); where topk_ids will be.
+        record_load: count the entries of each expert in `expert_load`.
+        check_ids: refuse ids out of range with ``sched.range``. Default: on the CPU, where it costs nothing. On a GPU
+            it costs a host sync per call; unchecked, such an id becomes -1 and `stats` counts it in ``bad_ids``.
 
     Raises:
-        JanusError: as `balance`, and ``sched.device``, ``sched.max_tokens``.
+        JanusError: as `balance`, and ``sched.device``, ``sched.max_tokens``, ``sched.limit`` (a GPU takes at most 512
+            experts, 128 instances and 16 experts per token), ``sched.contiguous`` (on a GPU).
 
     Example:
         >>> import numpy as np
         >>> balancer = Balancer(Placement([[0, 1, 2], [2, 3, 0]], num_experts=4), max_tokens=8)
         >>> balancer(np.array([[0, 1], [2, 0]]), layer=0).tolist()
         [[5, 1], [2, 5]]
+        >>> balancer.stats.a_max.tolist()
+        [2.0]
     """
 
     def __init__(
@@ -115,55 +143,61 @@ class Balancer:
         max_tokens: int,
         device: Any = "cpu",
         cost: None = None,
+        record_load: bool = False,
+        check_ids: bool | None = None,
     ) -> None:
         self.method = check_method(method, cost)
-        self.backend, self._fill = pick(backend)
-        if str(device).partition(":")[0] != "cpu":
-            raise _not_cpu(device)
-        if isinstance(max_tokens, bool) or not hasattr(max_tokens, "__index__") or max_tokens < 0:
-            rule = "max_tokens must be an integer >= 0, the most tokens of one call"
-            raise JanusError("sched.max_tokens", f"{rule}, got {max_tokens!r}")
-        self.placement, self.max_tokens = check_placement(placement), int(max_tokens)
-        self._tables = [LayerTables.build(placement, row, method) for row in range(placement.num_layers)]
-        first = self._tables[0]
-        self._work = Workspace(first.num_experts, first.num_instances, first.num_slots)
-        self._rooms: dict[tuple[Any, ...], Room] = {}
-        self._warm_up()
+        self.placement, self.max_tokens = check_placement(placement), _check_max_tokens(max_tokens)
+        self.backend = choose(backend, method, str(device).partition(":")[0])
+        self._engine = self._make_engine(device, check_ids, record_load)
 
-    def _warm_up(self) -> None:
-        """Compile now what the first batch would wait for: seconds, once per machine."""
-        for dtype in (np.int64, np.int32):
-            ids = np.empty((0, 1), dtype=dtype)
-            Room(ids, 0, as_tensor=False).run(self._fill, self.method, ids, self._tables[0], self._work)
+    def _make_engine(self, device: Any, check_ids: bool | None, record_load: bool) -> Any:
+        if self.backend == "triton":
+            from janus.sched.device import DeviceEngine
+
+            return DeviceEngine(
+                self.placement, self.method, self.max_tokens, device, check_ids=bool(check_ids), record_load=record_load
+            )
+        if check_ids is False:
+            rule = "check_ids=False is for a GPU; on the CPU the check is part of counting"
+            raise JanusError("sched.option", f"{rule}, got backend {self.backend!r}; leave check_ids out")
+        return HostEngine(self.placement, self.method, load(self.backend), self.max_tokens, record_load=record_load)
 
     def __call__(self, topk_ids: Any, layer: int) -> Any:
         """Physical ids [T, K] of one batch: a view that the next call overwrites."""
-        tables = self._tables[self.placement.layer(layer)]
-        as_tensor = is_tensor(topk_ids)
-        if as_tensor and topk_ids.device.type != "cpu":
-            raise _not_cpu(topk_ids.device)
-        ids = host_ids(topk_ids, tables.num_slots)
-        tokens, top_k = ids.shape
-        if tokens > self.max_tokens:
-            remedy = "make the Balancer with a larger max_tokens"
-            raise JanusError(
-                "sched.max_tokens", f"a batch holds at most max_tokens={self.max_tokens} tokens, got {tokens}; {remedy}"
-            )
-        key = (ids.dtype, top_k, as_tensor, is_native(ids))
-        if key not in self._rooms:  # the only allocation, once per kind of input
-            self._rooms[key] = Room(ids, self.max_tokens, as_tensor=as_tensor)
-        room = self._rooms[key]
-        room.run(self._fill, self.method, ids, tables, self._work)
-        return room.shown[:tokens]
+        return self._engine(topk_ids, self.placement.layer(layer))
 
     @property
-    def load(self) -> IntArray:
-        """int32 [G]: activated slots of each instance in the last batch; a view that the next call overwrites."""
-        return self._work.load
+    def load(self) -> Any:
+        """int32 [G]: activated slots of each instance in the last batch; a view that the next call overwrites.
+
+        An array on the CPU, a tensor on the device of a GPU's balancer.
+        """
+        return self._engine.load
+
+    @property
+    def stats(self) -> BalancerStats:
+        """Sums over all batches since the start or `reset_stats`; reading them is a host sync on a GPU."""
+        return BalancerStats(np.array(self._engine.sums.tolist(), dtype=np.int64), self.placement.num_instances)
+
+    @property
+    def expert_load(self) -> npt.NDArray[np.int64]:
+        """int64 [L, E]: routing entries of each expert since the start or `reset_stats`; needs record_load=True.
+
+        What `place` takes as counts. Reading it is a host sync on a GPU.
+        """
+        if not len(self._engine.expert_load):
+            rule = "expert loads are counted only when asked for"
+            raise JanusError("sched.option", f"{rule}: make the Balancer with record_load=True")
+        return np.array(self._engine.expert_load.tolist(), dtype=np.int64)
+
+    def reset_stats(self) -> None:
+        """Start `stats` and `expert_load` anew."""
+        self._engine.reset()
 
 
-def _not_cpu(device: Any) -> JanusError:
-    remedy = "use device='cpu' and move topk_ids there, or call balance(), which copies to the host and back"
-    return JanusError(
-        "sched.device", f"a Balancer of this version works on the CPU, got device {str(device)!r}; {remedy}"
-    )
+def _check_max_tokens(max_tokens: Any) -> int:
+    if isinstance(max_tokens, bool) or not hasattr(max_tokens, "__index__") or max_tokens < 0:
+        rule = "max_tokens must be an integer >= 0, the most tokens of one call"
+        raise JanusError("sched.max_tokens", f"{rule}, got {max_tokens!r}")
+    return int(max_tokens)

@@ -41,6 +41,37 @@ def fill(
     return choose(ids, out, t.phy2log, t.log2phy, t.order, t.num_instances, work.flat, method == "exact")
 
 
+def tally(tables: LayerTables, work: Workspace, sums: npt.NDArray[np.int64], seen: npt.NDArray[np.int64]) -> None:
+    """Same contract as `reference.tally`."""
+    add(work.flat, tables.num_experts, tables.num_instances, tables.num_slots, sums, seen)
+
+
+@compiled
+def add(flat: Any, E: int, G: int, R: int, sums: Any, seen: Any) -> None:
+    """Sums in the order of `stats.SUMS`; ids out of range never come this far."""
+    tokens, _, per_slot, bound, load, _, _, _ = carve(flat, E, G, R)
+    most, entries, experts, slots, a_max = 0, 0, 0, 0, 0
+    for g in range(G):
+        spent = 0
+        for r in range(g * (R // G), (g + 1) * (R // G)):
+            spent += per_slot[r]
+        entries += spent
+        slots += load[g]
+        most = max(most, spent)
+        a_max = max(a_max, load[g])
+    for e in range(E):
+        experts += tokens[e] > 0
+    for e in range(len(seen)):
+        seen[e] += tokens[e]
+    sums[0] += 1
+    sums[1] += entries
+    sums[2] += experts
+    sums[3] += slots
+    sums[4] += a_max
+    sums[5] += bound[0]
+    sums[6] += most
+
+
 @compiled
 def carve(flat: Any, E: int, G: int, R: int) -> Any:
     """The parts of `Workspace.flat`, in its order."""

@@ -38,10 +38,21 @@ def fill(
         physical = [replica[e] if e >= 0 else -1 for e in entries]
     else:  # baselines: entry by entry
         physical = SPLITS[method](entries, tables)
-    _tally(entries, physical, tables, work)
+    _describe(entries, physical, tables, work)
+    work.tokens[:] = tokens
     work.bound[0] = bound
     out[...] = np.array(physical, dtype=np.int64).reshape(out.shape)
     return -1
+
+
+def tally(tables: LayerTables, work: Workspace, sums: npt.NDArray[np.int64], seen: npt.NDArray[np.int64]) -> None:
+    """Add the batch that `work` describes to `sums` (see `stats.SUMS`) and, unless it is empty, its tokens to `seen`."""
+    spent_G = work.tokens_per_slot.reshape(tables.num_instances, -1).sum(axis=1)
+    entries, experts = int(work.tokens.sum()), int((work.tokens > 0).sum())
+    slots, a_max, bound = int(work.load.sum()), int(work.load.max()), int(work.bound[0])
+    sums += np.array([1, entries, experts, slots, a_max, bound, int(spent_G.max()), 0])
+    if len(seen):
+        seen += work.tokens
 
 
 def _count(entries: list[int], tables: LayerTables) -> list[int]:
@@ -165,7 +176,7 @@ def mix(x: int) -> int:
     return x ^ (x >> 16)
 
 
-def _tally(entries: list[int], physical: list[int], tables: LayerTables, work: Workspace) -> None:
+def _describe(entries: list[int], physical: list[int], tables: LayerTables, work: Workspace) -> None:
     work.replica[:] = -1
     work.load[:] = 0
     work.tokens_per_slot[:] = 0

@@ -59,6 +59,7 @@ class Workspace:
     The views name its parts; `numba_backend.carve` cuts the same parts in the same order.
 
     Attributes:
+        tokens: int32 [E], routing entries of each expert.
         replica: int32 [E], physical id of each activated expert's (first) replica, else -1.
         load: int32 [G], activated slots of each instance.
         tokens_per_slot: int32 [R], routing entries sent to each physical slot.
@@ -68,5 +69,5 @@ class Workspace:
     def __init__(self, num_experts: int, num_instances: int, num_slots: int) -> None:
         sizes = [num_experts + 1, num_experts + 1, num_slots, 1, *[num_instances] * 4]
         self.flat = np.zeros(sum(sizes), dtype=np.int32)
-        _, replica, self.tokens_per_slot, self.bound, self.load, *_ = np.split(self.flat, np.cumsum(sizes)[:-1])
-        self.replica = replica[:num_experts]
+        tokens, replica, self.tokens_per_slot, self.bound, self.load, *_ = np.split(self.flat, np.cumsum(sizes)[:-1])
+        self.tokens, self.replica = tokens[:num_experts], replica[:num_experts]
