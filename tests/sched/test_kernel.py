@@ -153,7 +153,7 @@ def test_what_the_kernel_cannot_take_is_refused_before_a_launch(ids, code, words
     [
         (Placement.contiguous(513, 1), {}, "sched.limit", "at most 512 experts, got 513"),
         (Placement.contiguous(130, 129), {}, "sched.limit", "at most 128 instances, got 129"),
-        (PAIR, {"max_tokens": 16385}, "sched.limit", "at most 16384 max_tokens, got 16385"),
+        (PAIR, {"max_tokens": 16385}, "sched.limit", "at most 16384 tokens, got 16385"),
         (PAIR, {"method": "random"}, "sched.backend", "'exact', 'greedy', got 'random'"),
         (PAIR, {"device": "meta"}, "sched.device", "'cpu' or 'cuda', got 'meta'"),
     ],

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from janus.errors import JanusError
 from janus.sched.arrays import Room, check_placement, host_ids, is_tensor
-from janus.sched.backends import check_method, choose, load
+from janus.sched.backends import KERNEL_LIMITS, check_method, choose, load
 from janus.sched.host import HostEngine
 from janus.sched.stats import BalancerStats
 from janus.sched.tables import LayerTables, Workspace
@@ -76,8 +76,10 @@ def balance(
     """
     check_method(method, cost)
     device_type = topk_ids.device.type if is_tensor(topk_ids) else "cpu"
-    name = choose(backend, method, device_type, may_copy=True)
     row = check_placement(placement).layer(layer)
+    name = choose(backend, method, device_type, may_copy=True)
+    if name == "triton" and backend == "auto" and not _kernel_takes(topk_ids, placement):
+        name = choose(backend, method, "cpu")
     if name == "triton":
         return _on_device(topk_ids, placement, row, method)
     tables = LayerTables.build(placement, row, method)
@@ -88,6 +90,14 @@ def balance(
     physical_ids = room.shown.to(topk_ids.device) if is_tensor(topk_ids) else room.shown
     top, bound = int(work.load.max()), int(work.bound[0])
     return Assignment(physical_ids, work.replica, work.load, work.tokens_per_slot, top, bound, name)
+
+
+def _kernel_takes(ids: Any, placement: Placement) -> bool:
+    """Is this batch within what the kernel was made for? What ``"auto"`` asks; by name, it is refused with the reason."""
+    experts, instances, top_k, tokens = KERNEL_LIMITS.values()
+    fits = placement.num_experts <= experts and placement.num_instances <= instances and ids.ndim == 2
+    kind = str(ids.dtype) in ("torch.int32", "torch.int64") and ids.is_contiguous()
+    return fits and kind and len(ids) <= tokens and ids.shape[1] <= top_k
 
 
 def _on_device(topk_ids: Any, placement: Placement, row: int, method: str) -> Assignment:

@@ -12,6 +12,7 @@ from janus.errors import JanusError, known
 BACKENDS = ("reference", "numba", "triton")
 METHODS = ("exact", "greedy", "tokens", "random", "round_robin")
 TRITON_METHODS = ("exact", "greedy")
+KERNEL_LIMITS = {"experts": 512, "instances": 128, "experts per token": 16, "tokens": 16384}
 
 Fill = Callable[..., int]
 

@@ -14,13 +14,14 @@ import torch
 
 from janus.errors import JanusError
 from janus.sched import kernel as _kernel
+from janus.sched.backends import KERNEL_LIMITS
 from janus.sched.host import check_tokens
 from janus.sched.stats import SUMS
 from janus.sched.tables import LayerTables
 from janus.types.placement import IntArray, Placement
 
 kernel: Any = _kernel  # a launch takes num_warps, which the kernel's own signature does not have
-MAX_EXPERTS, MAX_INSTANCES, MAX_TOP_K, MAX_TOKENS = 512, 128, 16, 16384
+MAX_TOP_K = KERNEL_LIMITS["experts per token"]
 DTYPES = (torch.int64, torch.int32)
 
 
@@ -132,6 +133,8 @@ class DeviceEngine:
         self._last = new(2 * self.EP + self.GP + 3, dtype=torch.int32)
         self.sums = new(num_layers, len(SUMS), dtype=torch.int64)
         self.expert_load = new(num_layers if record_load else 0, self.E, dtype=torch.int64)
+        # without a record the kernel is given some tensor that it leaves alone
+        self._tallies = list(zip(self.sums, self.expert_load if record_load else self.sums, strict=True))
 
     def __call__(self, topk_ids: Any, row: int) -> torch.Tensor:
         """Physical ids [T, K] of one batch: a view that the next call overwrites."""
@@ -152,9 +155,8 @@ class DeviceEngine:
             num_warps=launch.warps,
         )  # fmt: skip
         table, masks, singles = self._tables[row]
-        seen = self.expert_load[row] if len(self.expert_load) else self.sums
         kernel.solve[(programs,)](
-            ids, out, self._partial, self._wrong, table, masks, self._scratch, self._last, self.sums[row], seen,
+            ids, out, self._partial, self._wrong, table, masks, self._scratch, self._last, *self._tallies[row],
             n, parts, self.C, singles, **self._constants, num_warps=1,
         )  # fmt: skip
         return out.view(ids.shape)
@@ -237,12 +239,9 @@ def _device(device: Any) -> torch.device:
 
 
 def _check_limits(placement: Placement, max_tokens: int) -> None:
-    named = (
-        ("experts", placement.num_experts, MAX_EXPERTS),
-        ("instances", placement.num_instances, MAX_INSTANCES),
-        ("max_tokens", max_tokens, MAX_TOKENS),
-    )
-    for name, value, most in named:
+    named = {"experts": placement.num_experts, "instances": placement.num_instances, "tokens": max_tokens}
+    for name, value in named.items():
+        most = KERNEL_LIMITS[name]
         if value > most:
             remedy = "use backend 'numba' with device='cpu'"
             raise JanusError("sched.limit", f"backend 'triton' takes at most {most} {name}, got {value}; {remedy}")
