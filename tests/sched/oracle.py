@@ -62,6 +62,18 @@ def hard_case(rng):
     return np.resize(ids, (len(ids), rng.integers(1, 4))), slots
 
 
+def crossing_case(seed):
+    """A case for `CROSSINGS`: few experts, uneven replicas."""
+    rng = np.random.default_rng(seed)
+    E, G = int(rng.integers(4, 24)), int(rng.integers(3, 8))
+    slots = random_slots(rng, E, G, -(-E // G) + int(rng.integers(1, 5)))
+    return random_ids(rng, E, int(rng.integers(1, 20)), int(rng.integers(1, 4)), G), slots
+
+
+# The few seeds below 30,000 where the least-loaded target is not the one with the lowest id.
+CROSSINGS = (3560, 4055, 25232, 18212, 14787)
+
+
 def random_ids(rng, E, T, K, G=1):
     """Ids [T, K] with duplicates within a row; half of them activate m * G experts, where the search has most to do."""
     if rng.random() < 0.5:

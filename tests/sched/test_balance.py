@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import hard_case, optimum, random_ids, random_slots
+from oracle import CROSSINGS, crossing_case, hard_case, optimum, random_ids, random_slots
 
 from janus import JanusError
 from janus.sched import balance, reference
@@ -69,6 +69,14 @@ def test_numba_equals_reference_bit_for_bit(case, method, dtype):
             x, y = np.asarray(getattr(a, field.name)), np.asarray(getattr(b, field.name))
             assert x.dtype == y.dtype, field.name
             assert x.tobytes() == y.tobytes(), field.name
+
+
+@pytest.mark.parametrize("seed", CROSSINGS)
+def test_of_targets_on_one_level_the_least_loaded_is_taken(seed):
+    ids, slots = crossing_case(seed)
+    placement = Placement(slots, int(slots.max()) + 1)
+    a, b = (balance(ids, placement, backend=name).physical_ids for name in ("reference", "numba"))
+    assert a.tolist() == b.tolist()
 
 
 @settings(max_examples=80, deadline=None)

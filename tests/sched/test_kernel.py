@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import hard_case, optimum, random_ids, random_slots
+from oracle import CROSSINGS, crossing_case, hard_case, optimum, random_ids, random_slots
 
 from janus import JanusError
 from janus.sched import Balancer, balance
@@ -51,6 +51,12 @@ def test_long_chains_reach_the_maximum_flow_optimum(seed):
     assert got.a_max == optimum(ids, slots)
 
 
+@pytest.mark.parametrize("seed", CROSSINGS)
+def test_of_targets_on_one_level_the_least_loaded_is_taken(seed):
+    ids, slots = crossing_case(seed)
+    same(ids, Placement(slots, int(slots.max()) + 1))
+
+
 @pytest.mark.parametrize(("E", "G"), [(1, 1), (50, 33), (70, 64), (80, 65), (130, 128)])
 def test_sets_of_instances_of_every_width(E, G):
     """32-bit words up to 32 instances, 64-bit up to 64, two of them up to 128; the ring needs chains."""
@@ -77,7 +83,7 @@ def test_ids_do_not_depend_on_how_the_work_is_cut(max_tokens):
     rng = np.random.default_rng(5)
     placement = Placement(random_slots(rng, 20, 5, 9, kinds=("ring",)), 20)
     ids = random_ids(rng, 20, 40, 3)
-    launch = Launch(counters=5, counted=16, count_block=16, rewriters=3, block=32)
+    launch = Launch(counters=20, counted=4, count_block=4, rewriters=3, block=32)
     engine = DeviceEngine(placement, "exact", max_tokens, DEVICE, check_ids=True, record_load=False, launch=launch)
     got = engine(torch.tensor(ids, device=DEVICE), 0)
     assert (got.cpu().numpy() == balance(ids, placement, backend="numba").physical_ids).all()
