@@ -87,6 +87,10 @@ def test_what_it_cannot_do_is_refused():
             Balancer(placement, max_tokens=bad)
     with pytest.raises(JanusError, match="got device 'cuda'"):
         Balancer(placement, max_tokens=2, device="cuda:0", backend="numba")
+    with pytest.raises(JanusError, match="one per layer, got num_layers=3"):
+        Balancer(Placement([[[0, 1]]], num_experts=2), max_tokens=2, num_layers=3)
+    with pytest.raises(JanusError, match="num_layers"):
+        Balancer(placement, max_tokens=2, num_layers=0)
     with pytest.raises(JanusError, match="leave check_ids out"):
         Balancer(placement, max_tokens=2, check_ids=False)
     with pytest.raises(JanusError, match="not in this version"):

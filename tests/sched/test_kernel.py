@@ -84,9 +84,10 @@ def test_ids_do_not_depend_on_how_the_work_is_cut(max_tokens):
     placement = Placement(random_slots(rng, 20, 5, 9, kinds=("ring",)), 20)
     ids = random_ids(rng, 20, 40, 3)
     launch = Launch(counters=20, counted=4, count_block=4, rewriters=3, block=32)
-    engine = DeviceEngine(placement, "exact", max_tokens, DEVICE, check_ids=True, record_load=False, launch=launch)
-    got = engine(torch.tensor(ids, device=DEVICE), 0)
+    engine = DeviceEngine(placement, "exact", max_tokens, DEVICE, check_ids=True, launch=launch)
+    got = engine(torch.tensor(ids, device=DEVICE), 0, 0)
     assert (got.cpu().numpy() == balance(ids, placement, backend="numba").physical_ids).all()
+    assert int(engine.sums[0, 1]) == (ids >= 0).sum()  # every counting program's part was summed
 
 
 def test_wide_keys():
@@ -117,6 +118,20 @@ def test_a_sequence_of_batches_leaves_the_same_statistics_and_loads():
     there.reset_stats()
     assert not there.stats.sums.any()
     assert not there.expert_load.any()
+
+
+def test_layers_that_share_a_map_are_counted_apart():
+    here, there = (
+        Balancer(PAIR, max_tokens=4, backend=name, device=device, num_layers=3, record_load=True)
+        for name, device in (("numba", "cpu"), ("triton", DEVICE))
+    )
+    for layer, e in ((0, 0), (2, 1), (2, 1)):
+        here(np.array([[e]]), layer), there(torch.tensor([[e]], device=DEVICE), layer)
+    for balancer in (here, there):
+        assert balancer.stats.batches.tolist() == [1, 0, 2]
+        assert balancer.expert_load.tolist() == [[1, 0], [0, 0], [0, 2]]
+        with pytest.raises(JanusError, match=r"layer must lie in 0\.\.2, got 3"):
+            balancer(np.array([[0]]), 3)
 
 
 def test_an_id_out_of_range_becomes_minus_one_and_is_counted():

@@ -14,6 +14,7 @@ from janus.sched.backends import KERNEL_LIMITS, check_method, choose, load
 from janus.sched.host import HostEngine
 from janus.sched.stats import BalancerStats
 from janus.sched.tables import LayerTables, Workspace
+from janus.types.checks import integer
 from janus.types.placement import IntArray, Placement
 
 
@@ -106,8 +107,8 @@ def _on_device(topk_ids: Any, placement: Placement, row: int, method: str) -> As
 
     ids = as_tensor(topk_ids)
     one = Placement(placement.slots[row], placement.num_experts)
-    engine = DeviceEngine(one, method, max(ids.shape[:1], default=0), ids.device, check_ids=True, record_load=False)
-    physical_ids = engine(ids, 0)
+    engine = DeviceEngine(one, method, max(ids.shape[:1], default=0), ids.device, check_ids=True)
+    physical_ids = engine(ids, 0, 0)
     last = engine.last_batch()
     shown = physical_ids if is_tensor(topk_ids) else physical_ids.numpy()
     return Assignment(shown, *last, "triton")
@@ -127,6 +128,8 @@ class Balancer:
         cost: as in `balance`.
         max_tokens: most tokens T of one call.
         device: ``"cpu"`` or ``"cuda"`` (or one of several: ``"cuda:1"``); where topk_ids will be.
+        num_layers: L, for a placement whose one map serves every layer: rows of `stats` and `expert_load`. Default 1
+            there, which adds all layers up; a placement of several maps has its own.
         record_load: count the entries of each expert in `expert_load`.
         check_ids: refuse ids out of range with ``sched.range``. Default: on the CPU, where it costs nothing. On a GPU
             it costs a host sync per call; unchecked, such an id becomes -1 and `stats` counts it in ``bad_ids``.
@@ -153,29 +156,37 @@ class Balancer:
         max_tokens: int,
         device: Any = "cpu",
         cost: None = None,
+        num_layers: int | None = None,
         record_load: bool = False,
         check_ids: bool | None = None,
     ) -> None:
         self.method = check_method(method, cost)
         self.placement, self.max_tokens = check_placement(placement), _check_max_tokens(max_tokens)
         self.backend = choose(backend, method, str(device).partition(":")[0])
+        self.num_layers = _check_num_layers(num_layers, placement)
         self._engine = self._make_engine(device, check_ids, record_load)
 
     def _make_engine(self, device: Any, check_ids: bool | None, record_load: bool) -> Any:
         if self.backend == "triton":
             from janus.sched.device import DeviceEngine
 
-            return DeviceEngine(
-                self.placement, self.method, self.max_tokens, device, check_ids=bool(check_ids), record_load=record_load
-            )
+            options = {"num_layers": self.num_layers, "check_ids": bool(check_ids), "record_load": record_load}
+            return DeviceEngine(self.placement, self.method, self.max_tokens, device, **options)
         if check_ids is False:
             rule = "check_ids=False is for a GPU; on the CPU the check is part of counting"
             raise JanusError("sched.option", f"{rule}, got backend {self.backend!r}; leave check_ids out")
-        return HostEngine(self.placement, self.method, load(self.backend), self.max_tokens, record_load=record_load)
+        options = {"num_layers": self.num_layers, "record_load": record_load}
+        return HostEngine(self.placement, self.method, load(self.backend), self.max_tokens, **options)
 
     def __call__(self, topk_ids: Any, layer: int) -> Any:
         """Physical ids [T, K] of one batch: a view that the next call overwrites."""
-        return self._engine(topk_ids, self.placement.layer(layer))
+        row = self.placement.layer(layer)
+        if self.num_layers == 1:
+            return self._engine(topk_ids, row, 0)
+        if layer >= self.num_layers:
+            rule = f"layer must lie in 0..{self.num_layers - 1}"
+            raise JanusError("placement.layer", f"{rule}, got {layer}; give the model's MoE layers as num_layers")
+        return self._engine(topk_ids, row, layer)
 
     @property
     def load(self) -> Any:
@@ -204,6 +215,16 @@ class Balancer:
     def reset_stats(self) -> None:
         """Start `stats` and `expert_load` anew."""
         self._engine.reset()
+
+
+def _check_num_layers(num_layers: int | None, placement: Placement) -> int:
+    if num_layers is None:
+        return placement.num_layers
+    layers = integer(num_layers, "num_layers", "sched.option", low=1)
+    if not placement.uniform and layers != placement.num_layers:
+        rule = f"this placement has {placement.num_layers} maps, one per layer"
+        raise JanusError("sched.option", f"{rule}, got num_layers={layers}; leave it out")
+    return layers
 
 
 def _check_max_tokens(max_tokens: Any) -> int:

@@ -68,6 +68,7 @@ class DeviceEngine:
         method: "exact" or "greedy".
         max_tokens: most tokens of one call.
         device: a torch device.
+        num_layers: L, rows of the statistics.
         check_ids: refuse ids out of range, at the price of a host sync.
         record_load: count the entries of each expert.
         launch: how the work is cut.
@@ -84,8 +85,9 @@ class DeviceEngine:
         max_tokens: int,
         device: Any,
         *,
-        check_ids: bool,
-        record_load: bool,
+        num_layers: int = 1,
+        check_ids: bool = False,
+        record_load: bool = False,
         launch: Launch = Launch(),
     ) -> None:
         _check_limits(placement, max_tokens)
@@ -98,9 +100,9 @@ class DeviceEngine:
         self.EP, self.GP = self._constants["EP"], self._constants["GP"]
         with self._here():
             self._tables = [self._table(placement, row, method) for row in range(placement.num_layers)]
-            self._buffers(placement.num_layers, record_load)
+            self._buffers(num_layers, record_load)
             for dtype in DTYPES:  # compile now what the first batch would wait for
-                self._launch_both(torch.zeros((0, 1), dtype=dtype, device=self.device), 0)
+                self._launch_both(torch.zeros((0, 1), dtype=dtype, device=self.device), 0, 0)
         self.reset()
 
     def _table(self, placement: Placement, row: int, method: str) -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -136,16 +138,16 @@ class DeviceEngine:
         # without a record the kernel is given some tensor that it leaves alone
         self._tallies = list(zip(self.sums, self.expert_load if record_load else self.sums, strict=True))
 
-    def __call__(self, topk_ids: Any, row: int) -> torch.Tensor:
-        """Physical ids [T, K] of one batch: a view that the next call overwrites."""
+    def __call__(self, topk_ids: Any, row: int, layer: int) -> torch.Tensor:
+        """Physical ids [T, K] by map `row`, counted for `layer`: a view that the next call overwrites."""
         ids = self._checked(topk_ids)
         with self._here():
-            out = self._launch_both(ids, row)
+            out = self._launch_both(ids, row, layer)
         if self._check and int(self._last[-1]):  # host sync here
             self._refuse(ids)
         return out
 
-    def _launch_both(self, ids: torch.Tensor, row: int) -> torch.Tensor:
+    def _launch_both(self, ids: torch.Tensor, row: int, layer: int) -> torch.Tensor:
         n, launch = ids.numel(), self._launch
         out = self._out.view(ids.dtype)[:n]
         parts = max(1, min(launch.counters, -(-n // launch.counted)))
@@ -156,7 +158,7 @@ class DeviceEngine:
         )  # fmt: skip
         table, masks, singles = self._tables[row]
         kernel.solve[(programs,)](
-            ids, out, self._partial, self._wrong, table, masks, self._scratch, self._last, *self._tallies[row],
+            ids, out, self._partial, self._wrong, table, masks, self._scratch, self._last, *self._tallies[layer],
             n, parts, self.C, singles, **self._constants, num_warps=1,
         )  # fmt: skip
         return out.view(ids.shape)

@@ -23,6 +23,7 @@ class HostEngine:
         method: checked name.
         backend: the module of a backend.
         max_tokens: most tokens of one call.
+        num_layers: L, rows of the statistics.
         record_load: count the entries of each expert.
 
     Attributes:
@@ -33,32 +34,39 @@ class HostEngine:
     device = "cpu"
 
     def __init__(
-        self, placement: Placement, method: str, backend: Backend, max_tokens: int, *, record_load: bool
+        self,
+        placement: Placement,
+        method: str,
+        backend: Backend,
+        max_tokens: int,
+        *,
+        num_layers: int = 1,
+        record_load: bool = False,
     ) -> None:
         self.method, self._backend, self.max_tokens = method, backend, max_tokens
         self._tables = [LayerTables.build(placement, row, method) for row in range(placement.num_layers)]
         first = self._tables[0]
         self.work = Workspace(first.num_experts, first.num_instances, first.num_slots)
-        self.sums: npt.NDArray[np.int64] = np.zeros((placement.num_layers, len(SUMS)), dtype=np.int64)
-        rows = placement.num_layers if record_load else 0
+        self.sums: npt.NDArray[np.int64] = np.zeros((num_layers, len(SUMS)), dtype=np.int64)
+        rows = num_layers if record_load else 0
         self.expert_load: npt.NDArray[np.int64] = np.zeros((rows, first.num_experts), dtype=np.int64)
         self._no_load = np.zeros(0, dtype=np.int64)
         self._rooms: dict[tuple[Any, ...], Room] = {}
         # compile now what the first batch would wait for: seconds, once per machine
         for dtype in (np.int64, np.int32):
-            self._run(np.empty((0, 1), dtype=dtype), 0, as_tensor=False)
+            self._run(np.empty((0, 1), dtype=dtype), 0, 0, as_tensor=False)
         self.sums[:] = 0
 
-    def __call__(self, topk_ids: Any, row: int) -> Any:
-        """Physical ids [T, K] of one batch: a view that the next call overwrites."""
+    def __call__(self, topk_ids: Any, row: int, layer: int) -> Any:
+        """Physical ids [T, K] by map `row`, counted for `layer`: a view that the next call overwrites."""
         as_tensor = is_tensor(topk_ids)
         if as_tensor and topk_ids.device.type != "cpu":
             remedy = "make the Balancer with device='cuda' (backend 'triton'), or move topk_ids to the CPU"
             got = str(topk_ids.device)
             raise JanusError("sched.device", f"this Balancer runs on the CPU, got topk_ids on device {got!r}; {remedy}")
-        return self._run(host_ids(topk_ids, self._tables[row].num_slots), row, as_tensor=as_tensor)
+        return self._run(host_ids(topk_ids, self._tables[row].num_slots), row, layer, as_tensor=as_tensor)
 
-    def _run(self, ids: npt.NDArray[np.integer], row: int, *, as_tensor: bool) -> Any:
+    def _run(self, ids: npt.NDArray[np.integer], row: int, layer: int, *, as_tensor: bool) -> Any:
         tokens, top_k = ids.shape
         check_tokens(tokens, self.max_tokens)
         key = (ids.dtype, top_k, as_tensor, is_native(ids))
@@ -66,8 +74,8 @@ class HostEngine:
             self._rooms[key] = Room(ids, self.max_tokens, as_tensor=as_tensor)
         room, tables = self._rooms[key], self._tables[row]
         room.run(self._backend.fill, self.method, ids, tables, self.work)
-        seen = self.expert_load[row] if len(self.expert_load) else self._no_load
-        self._backend.tally(tables, self.work, self.sums[row], seen)
+        seen = self.expert_load[layer] if len(self.expert_load) else self._no_load
+        self._backend.tally(tables, self.work, self.sums[layer], seen)
         return room.shown[:tokens]
 
     @property
