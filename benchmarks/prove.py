@@ -14,12 +14,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,10 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from machine import provenance
+
 ROOT = Path(__file__).resolve().parents[1]
 # What a figure may depend on besides its own script: the code measured and shared shapes, models and versions.
 MEASURED = ("src", "benchmarks", "examples", "constraints.txt")
-VERSIONS = ("janus-moe", "torch", "triton", "numba", "numpy", "pulp", "highspy", "transformers")
 FIELDS: dict[str, tuple[type, ...]] = {"name": (str,), "value": (int, float, str), "bar": (str,), "ok": (bool,)}
 
 
@@ -239,53 +238,13 @@ def write_report(root: Path, area: str, results: list[Result], *, sample: bool, 
     report = {
         "area": area,
         "mode": "sample" if sample else "full",
-        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": commit(root),
-        "machine": machine(),
-        "versions": versions(),
+        **provenance(root),
         "parts": [vars(result) | {"figures": list(result.figures)} for result in results],
     }
     path = root / "out" / f"prove-{area}{suffix}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
     return path
-
-
-def commit(root: Path) -> str:
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False).stdout.strip()
-
-    changed = " with uncommitted changes" if git("status", "--porcelain", "--untracked-files=no") else ""
-    return (git("rev-parse", "HEAD") or "unknown") + changed
-
-
-def machine() -> dict[str, Any]:
-    cpu = next((line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
-    kib = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
-    gpus = []
-    if smi := shutil.which("nvidia-smi"):
-        gpus = subprocess.run([smi, "-L"], capture_output=True, text=True, check=False).stdout.splitlines()
-    return {
-        "system": platform.platform(terse=True),
-        "cpu": cpu or platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(kib / 2**20, 1),
-        "gpus": [line.split(" (UUID")[0] for line in gpus],
-    }
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in VERSIONS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return found
 
 
 def say(text: str) -> None:
