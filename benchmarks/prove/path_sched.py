@@ -6,78 +6,38 @@ Progress goes to stderr; the last line of stdout is one JSON object of figures.
 """
 
 import argparse
-import dataclasses
-import json
-import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests" / "sched")]
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from oracle import hard_case, optimum, random_ids, random_slots  # noqa: E402  (the paths above come first)
+from figures import figure, report, say  # (the path above comes first)
+from sched_cases import GPT_OSS, METHODS, optimal, random_cases, same_bits, start_a_max
 
-from janus.sched import Assignment, Balancer, balance, place  # noqa: E402
-from janus.sched.backends import METHODS  # noqa: E402
-from janus.sched.judging import mean_a_max  # noqa: E402
-from janus.sched.popularity import popularity  # noqa: E402
-from janus.sched.reference import start  # noqa: E402
-from janus.sched.tables import LayerTables  # noqa: E402
-from janus.types import Placement, RoutingTrace  # noqa: E402
-
-SHARED = Path(os.environ.get("JANUS_SHARED", ROOT / "../shared"))
+from janus.sched import Balancer, balance, place
+from janus.sched.judging import mean_a_max
+from janus.sched.popularity import popularity
+from janus.types import RoutingTrace
 
 
-def random_case(rng: np.random.Generator) -> tuple[Any, Placement]:
-    """E 4..256, G 1..32, C from just enough to three times that, T 0..256, K 1..8; every fourth one tight."""
-    E, G = int(np.exp(rng.uniform(np.log(4), np.log(257)))), int(np.exp(rng.uniform(0, np.log(33))))
-    least = -(-E // G)
-    C = least if rng.random() < 0.25 else int(rng.integers(least, 3 * least + 2))
-    T = int(rng.choice([0, 1, 2, rng.integers(3, 17), rng.integers(17, 257)], p=[0.02, 0.08, 0.1, 0.4, 0.4]))
-    ids = random_ids(rng, E, T, int(rng.integers(1, 9)), G)
-    return ids.astype(rng.choice(["i4", "i8"])), Placement(random_slots(rng, E, G, C), E)
-
-
-def hard(rng: np.random.Generator) -> tuple[Any, Placement]:
-    """A case in which the greedy start is often not optimal, so that the search for paths is put to work."""
-    ids, slots = hard_case(rng)
-    return ids, Placement(slots, int(slots.max()) + 1)
-
-
-def same_bits(a: Assignment, b: Assignment) -> bool:
-    fields = [f.name for f in dataclasses.fields(a) if f.name != "backend"]
-    return all(np.asarray(getattr(a, f)).tobytes() == np.asarray(getattr(b, f)).tobytes() for f in fields)
-
-
-def start_a_max(ids: Any, placement: Placement) -> int:
-    """a_max of the greedy start of the exact method, before any path: where it is optimal the search had no work."""
-    tables, E = LayerTables.build(placement, 0, "exact"), placement.num_experts
-    replica = np.array(start(np.bincount(ids[ids >= 0], minlength=E).tolist(), tables, tie_by_tokens=True))
-    hosts = replica[replica >= 0] // placement.slots_per_instance
-    return int(np.bincount(hosts, minlength=1).max())
-
-
-def random_cases(n: int) -> dict[str, int]:
-    rng, tally = (
-        np.random.default_rng(20260),
-        dict.fromkeys(("optimal", "bits", "bound", "better", "paths", "slack"), 0),
-    )
-    for i in range(n):
-        ids, placement = random_case(rng) if i % 2 else hard(rng)
+def tallied(n: int) -> dict[str, int]:
+    tally = dict.fromkeys(("optimal", "bits", "bound", "better", "paths", "slack"), 0)
+    for i, case in enumerate(random_cases(n, 20260)):
+        ids, placement, _ = case
         runs = {m: [balance(ids, placement, method=m, backend=b) for b in ("reference", "numba")] for m in METHODS}
-        exact, best = runs["exact"][1], optimum(ids, placement.slots[0])
-        tally["optimal"] += exact.a_max == best
+        exact = runs["exact"][1]
+        best = optimal(exact, case)
+        tally["optimal"] += best
         tally["bits"] += all(same_bits(*pair) for pair in runs.values())
-        tally["bound"] += exact.lower_bound <= best
+        tally["bound"] += best and exact.lower_bound <= exact.a_max
         tally["better"] += exact.a_max < runs["greedy"][1].a_max
-        tally["paths"] += start_a_max(ids, placement) > best
-        tally["slack"] += exact.lower_bound < best
+        tally["paths"] += start_a_max(case) > exact.a_max
+        tally["slack"] += exact.lower_bound < exact.a_max
         if (i + 1) % max(1, n // 10) == 0:
-            print(f"{i + 1} of {n} cases: {tally}", file=sys.stderr)
+            say(f"{i + 1} of {n} cases: {tally}")
     return tally
 
 
@@ -98,10 +58,9 @@ def saving(B: int, batches: int) -> tuple[dict[str, float], float]:
 
 def held_out(stride: int) -> dict[str, float] | None:
     """Mean exact a_max of placements on requests they were not made from; None where the recording is absent."""
-    path = SHARED / "data" / "routing" / "gptoss20b.npz"
-    if not path.exists():
+    if not GPT_OSS.exists():
         return None
-    ids = np.load(path)["topk"].astype(np.int16)[:, :, ::stride]
+    ids = np.load(GPT_OSS)["topk"].astype(np.int16)[:, :, ::stride]
     L = ids.shape[2]
     train, test = (RoutingTrace(part.reshape(-1, L, 4), 32) for part in (ids[:96], ids[96:]))
     rng = np.random.default_rng(1)
@@ -112,16 +71,12 @@ def held_out(stride: int) -> dict[str, float] | None:
     }
 
 
-def figure(name: str, value: float, bar: str, ok: bool, unit: str, note: str = "") -> dict[str, Any]:
-    return {"name": name, "value": value, "bar": bar, "ok": bool(ok), "unit": unit, "note": note}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sample", action="store_true", help="100 cases, seconds")
     sample = parser.parse_args().sample
     n = 100 if sample else 2000
-    tally = random_cases(n)
+    tally = tallied(n)
     note = f"exact beat greedy in {tally['better']}; the cheap lower bound was below the optimum in {tally['slack']}"
     figures = [
         figure(
@@ -147,7 +102,7 @@ def main() -> None:
         )
         gap = 100 * (1 - means["janus"] / means["eplb"])
         figures.append(figure("janus placement: a_max below eplb", round(gap, 1), ">= 0", gap >= 0, "%", note))
-    print(json.dumps({"figures": figures}))
+    report(figures)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Progress goes to stderr; the last line of stdout is one JSON object of figures.
 """
 
 import argparse
-import json
 import sys
 import time
 from importlib.resources import files
@@ -14,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "src"))
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
 
-from janus.scale import Cluster, ModelSpec, ScalePlan, plan  # noqa: E402  (the path above comes first)
+from figures import figure, report, say  # noqa: E402  (the paths above come first)
+
+from janus.scale import Cluster, ModelSpec, ScalePlan, plan  # noqa: E402
 from janus.scale.reference import judge  # noqa: E402
 from janus.types import RoutingTrace  # noqa: E402
 
@@ -27,15 +28,6 @@ PUBLISHED = {
 }  # fmt: skip
 # The paper's picks: batch, SLO ms, pick. DeepSeek-V2, 80 GB H100, C = 27, mean context 16 + 256 tokens.
 PAPER = [(64, 150, "1A6E"), (256, 200, "2A6E"), (512, 200, "4A6E")]
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def figure(name: str, value: Any, bar: str, ok: bool, unit: str = "", note: str = "") -> dict[str, Any]:
-    say(f"{'ok  ' if ok else 'MISS'} {name}: {value} {unit} (bar: {bar})")
-    return {"name": name, "value": value, "bar": bar, "ok": bool(ok), "unit": unit, "note": note}
 
 
 def deepseek_routing() -> RoutingTrace:
@@ -103,7 +95,7 @@ def main() -> None:
     timed, found = speed(trace, 12 if sample else 64)
     figures = [first, timed, agreement(found, 24 if sample else 32)]
     figures += picks(trace, PAPER[:1] if sample else PAPER)
-    print(json.dumps({"figures": figures}))
+    report(figures)
 
 
 if __name__ == "__main__":

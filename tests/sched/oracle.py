@@ -96,6 +96,14 @@ def optimum(ids, slots):
     return low
 
 
+def is_optimum(ids, slots, a_max):
+    """Whether `a_max` is what `optimum` returns, with two flows instead of a search: it is possible, one less is not."""
+    active = np.unique(ids[ids >= 0]).tolist()
+    if not active or a_max < 1:
+        return not active and a_max == 0
+    return _fits(active, slots, a_max) and not _fits(active, slots, a_max - 1)
+
+
 def _fits(active, slots, a_max):
     G, n = len(slots), len(active)
     source, sink, number = n + G, n + G + 1, {e: i for i, e in enumerate(active)}
