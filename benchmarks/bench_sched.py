@@ -1,106 +1,141 @@
-"""Bench: a_max and microseconds of every balancing method and backend, for a few model shapes.
+"""Bench: what every balancing method leaves the busiest instance, and the microseconds of every backend on this CPU.
 
-    python benchmarks/bench_sched.py [--quick] [--json FILE]
+    python benchmarks/bench_sched.py [--quick] [--shape NAME] [--json FILE]
 
-All methods see the same batches in the same run; "greedy" is the paper's, the last three are baselines. A time is one
-`Balancer` call (ids rewritten, nothing allocated), median and 10th..90th percentile over batches and repeats.
-Popularity is drawn from a gamma(2) distribution: synthetic routing, no recording of these models is used.
+All methods see the same batches in the same run; "greedy" is the paper's, "tokens", "random" and "round_robin" are what
+engines do that balance tokens. Placements are made from one half of the routing, batches drawn from the other. Times
+are 10th, 50th and 90th percentile over batches and rounds, on one core, methods taking turns: "call" is a whole
+`Balancer` call with the ids rewritten and nothing allocated, "solve" (the mean of a pass over all batches) leaves out
+counting and rewriting.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from figures import progress, say, spread
+from machine import ROOT, provenance
+from routing import Ids, routing
+from shapes import SHAPES, Shape
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+sys.path.insert(0, str(ROOT / "src"))
 
-from janus.sched import Balancer, place
-from janus.sched.backends import METHODS
-from janus.sched.popularity import popularity
+from sched_timing import medians, rounds, solves, whole_call  # noqa: E402  (the path above comes first)
 
-# name: experts, top-k, instances, slots per instance
-SHAPES = {
-    "gpt-oss-20b 8x6": (32, 4, 8, 6),
-    "qwen3-235b 16x12": (128, 8, 16, 12),
-    "deepseek-v2 8x27": (160, 6, 8, 27),
-    "deepseek-v3 32x10": (256, 8, 32, 10),
-    "deepseek-v3 32x16": (256, 8, 32, 16),
-}
-BATCHES = (16, 64, 512)
+from janus.sched import Balancer, balance, place  # noqa: E402
+from janus.sched.backends import METHODS  # noqa: E402
+from janus.types import Placement  # noqa: E402
+
+SIZES = (1, 4, 16, 64, 256, 1024, 4096)
+SLOW = 2048  # entries B * K above which the plain reference is left out: it takes milliseconds to seconds
+SOLVED = ("exact", "greedy")  # methods with a solve to be told from the rewriting
 
 
-def measure(balancer: Balancer, ids: Any, repeats: int) -> tuple[float, list[float]]:
-    tops, times = [], []
-    for x in ids:
-        balancer(x, 0)  # warm
+def judged(balancer: Balancer, batches: list[Ids]) -> dict[str, float]:
+    """Means over batches: a_max, and the most tokens of an instance over their mean."""
+    tops, uneven = [], []
+    for ids in batches:
+        hosts = balancer(ids, 0) // balancer.placement.slots_per_instance
+        tokens_G = np.bincount(hosts.ravel(), minlength=balancer.placement.num_instances)
         tops.append(int(balancer.load.max()))
-        for _ in range(repeats):
-            start = time.perf_counter()
-            balancer(x, 0)
-            times.append(1e6 * (time.perf_counter() - start))
-    return float(np.mean(tops)), [round(float(q), 1) for q in np.percentile(times, [10, 50, 90])]
+        uneven.append(tokens_G.max() / tokens_G.mean())
+    return {"a_max": round(float(np.mean(tops)), 3), "tokens_max_over_mean": round(float(np.mean(uneven)), 2)}
 
 
-def rows(quick: bool) -> Any:
-    for name, (E, K, G, C) in SHAPES.items():
-        counts = np.random.default_rng(0).gamma(2.0, size=E)
-        placement, (layer,) = place(counts, G, C, top_k=K), popularity(counts, K)[0]
-        for B in BATCHES[: 2 if quick else None]:
-            ids = layer.batches(B, 10 if quick else 100, np.random.default_rng(1)).astype(np.int64)
-            for method in METHODS:
-                for backend in ("numba", "reference"):
-                    few = ids if backend == "numba" else ids[:5]
-                    balancer = Balancer(placement, method=method, backend=backend, max_tokens=B)
-                    a_max, times = measure(balancer, few, 10 if backend == "numba" else 1)
-                    if backend == "numba":
-                        best = a_max
-                    yield {"shape": name, "B": B, "method": method, "backend": backend, "a_max": best, "us": times}
+def least(placement: Placement, batches: list[Ids]) -> float:
+    """Mean lower bound of a_max: no method can be below it."""
+    return round(float(np.mean([balance(ids, placement).lower_bound for ids in batches])), 3)
 
 
-def machine() -> dict[str, str]:
-    import numba
+def rows(shape: Shape, *, quick: bool) -> Iterator[dict[str, Any]]:
+    """One row per B and method, every backend in it."""
+    source = routing(shape.model)
+    placement = place(source.seen, shape.instances, shape.slots_per_instance)
+    for B in SIZES[::3] if quick else SIZES:
+        how_many = 10 if quick else 100 if B <= 256 else 25
+        batches = source.batches(B, how_many)
+        made = {m: Balancer(placement, method=m, backend="numba", max_tokens=B) for m in METHODS}
+        us = rounds([whole_call(b) for b in made.values()], batches, 3 if quick else 10)
+        calls, middles = us.transpose(1, 0, 2), dict(zip(METHODS, medians(us), strict=True))
+        bound = least(placement, batches)
+        for method, call in zip(METHODS, calls, strict=True):
+            row = {"shape": shape.name, "B": B, "method": method, "routing": source.label, "lower_bound": bound}
+            row |= judged(made[method], batches) | {"call_us": {"numba": spread(call.ravel())}}
+            if method == "exact":
+                row["times_greedy"] = round(middles["exact"] / middles["greedy"], 2)
+            if method in SOLVED:
+                solve = solves(placement, method, batches)
+                row["solve_us"] = {"numba": spread([solve() for _ in range(5 if quick else 30)])}
+            row["call_us"]["reference"] = reference(placement, method, batches[:5])
+            yield row
 
-    info = Path("/proc/cpuinfo")
-    models = (
-        [line.split(":", 1)[1].strip() for line in info.open() if line.startswith("model name")]
-        if info.exists()
-        else []
+
+def reference(placement: Placement, method: str, batches: list[Ids]) -> list[float] | str:
+    """Times of the plain reference, or why it was left out."""
+    if batches[0].size > SLOW:
+        return f"not run: more than {SLOW} entries"
+    balancer = Balancer(placement, method=method, backend="reference", max_tokens=len(batches[0]))
+    return spread(rounds([whole_call(balancer)], batches, 1).ravel())
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row for people."""
+    times = row["call_us"]["numba"]
+    slow = row["call_us"]["reference"]
+    solved = f"{row['solve_us']['numba'][1]:8.1f}" if "solve_us" in row else f"{'-':>8}"
+    ratio = f"{row['times_greedy']:.2f}" if "times_greedy" in row else "-"
+    plain = slow if isinstance(slow, str) else f"{slow[1]:.0f}"
+    return (
+        f"{row['shape']:22} {row['B']:5} {row['method']:12} {row['a_max']:7.2f} {row['lower_bound']:7.2f} "
+        f"{row['tokens_max_over_mean']:6.2f}  {times[0]:7.1f} {times[1]:7.1f} {times[2]:7.1f} {solved} {ratio:>6}  {plain}"
     )
-    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    commit = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-    versions = {
-        "commit": commit,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "numba": numba.__version__,
-    }
-    return {"cpu": models[0] if models else platform.processor(), **versions}
+
+
+HEAD = (
+    f"{'shape':22} {'B':>5} {'method':12} {'a_max':>7} {'least':>7} {'tokens':>6}  "
+    f"{'p10':>7} {'p50':>7} {'p90':>7} {'solve':>8} {'/greedy':>7} reference\n"
+    f"{'':22} {'':>5} {'':12} {'slots':>7} {'slots':>7} {'max/mn':>6}  "
+    f"{'us':>7} {'us':>7} {'us':>7} {'us':>8} {'':>7} us"
+)
+
+
+def measured(shapes: list[Shape], *, quick: bool) -> list[dict[str, Any]]:
+    """All rows, printed as they come."""
+    found: list[dict[str, Any]] = []
+    print(HEAD)
+    with progress("bench", len(shapes)) as step:
+        for shape in shapes:
+            for row in rows(shape, quick=quick):
+                found.append(row)
+                print(line(row), flush=True)
+            step(f"{shape.name}, {found[-1]['routing']}")
+    return found
+
+
+def write(path: Path, found: list[dict[str, Any]]) -> None:
+    """Provenance and rows, a row a line."""
+    head = {"command": "python benchmarks/bench_sched.py", "placement": "janus, from the other half", **provenance()}
+    lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in found)
+    path.write_text(json.dumps(head, indent=1)[:-2] + f',\n "rows": [\n{lines}\n]}}\n')
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer batches: seconds")
-    parser.add_argument("--json", metavar="FILE", help="write the rows there too")
+    parser.add_argument("--quick", action="store_true", help="three batch sizes, ten batches each: seconds")
+    parser.add_argument("--shape", choices=list(SHAPES), help="one shape alone")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows there too")
     options = parser.parse_args()
-    print(machine(), "placement: janus; routing: synthetic")
-    print(f"{'shape':18} {'B':>4} {'method':12} {'backend':10} {'a_max':>6}  us p10 / p50 / p90")
-    done = []
-    for row in rows(options.quick):
-        done.append(row)
-        low, middle, high = row["us"]
-        print(
-            f"{row['shape']:18} {row['B']:4} {row['method']:12} {row['backend']:10} {row['a_max']:6.2f}"
-            f"  {low:.1f} / {middle:.1f} / {high:.1f}"
-        )
+    shapes = [SHAPES[options.shape]] if options.shape else list(SHAPES.values())
+    found = measured(shapes, quick=options.quick)
     if options.json:
-        lines = ",\n".join(json.dumps(row) for row in done)
-        Path(options.json).write_text(f'{{"machine": {json.dumps(machine())}, "rows": [\n{lines}\n]}}\n')
+        write(options.json, found)
+        say(f"{len(found)} rows in {options.json}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,15 +15,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests" / "sched")]
 
 from oracle import hard_case, is_optimum, random_ids, random_slots  # noqa: E402  (the paths above come first)
+from routing import DEEPSEEK  # noqa: E402
 
 from janus.sched import Assignment, backends, place  # noqa: E402
 from janus.sched.reference import start  # noqa: E402
 from janus.sched.tables import LayerTables  # noqa: E402
 from janus.types import Placement, RoutingTrace, read_expert_counts, sample  # noqa: E402
-
-SHARED = Path(os.environ.get("JANUS_SHARED", ROOT.parent / "shared"))
-DEEPSEEK = SHARED / "data" / "expert_load" / "deepseek_v3_LOCAL_ONLY.npz"
-GPT_OSS = SHARED / "data" / "routing" / "gptoss20b.npz"
 
 METHODS = tuple(method for method in backends.METHODS if method != "cost")  # the roofline method has its own proof
 
@@ -66,7 +62,7 @@ def from_counts(
         placement = place(counts_LE, *pool, method="eplb")
         for B in sizes:
             ids_BLK = trace.sample(B, rng)
-            yield from ((ids_BLK[:, l].astype(np.int64), placement, l) for l in range(len(counts_LE)))
+            yield from ((ids_BLK[:, row].astype(np.int64), placement, row) for row in range(len(counts_LE)))
 
 
 def deepseek_names() -> list[str]:
@@ -92,15 +88,6 @@ def domain_cases(name: str) -> Iterator[Case]:
     yield from from_counts(counts_LE, top_k, pools, [1, 2, 4, 8, 16, 64])
 
 
-def gpt_oss() -> RoutingTrace:
-    """The recording of gpt-oss-20b in decode: all of it where it is present, else the sample that comes along."""
-    return (
-        RoutingTrace.load(GPT_OSS, num_experts=32)
-        if GPT_OSS.exists()
-        else RoutingTrace.load(sample("gptoss20b-routing"))
-    )
-
-
 def gpt_oss_cases(trace: RoutingTrace, batches: int) -> Iterator[Case]:
     """Batches that were really in flight together, in every layer: one decode step of up to 192 requests."""
     rng = np.random.default_rng(0)
@@ -109,7 +96,7 @@ def gpt_oss_cases(trace: RoutingTrace, batches: int) -> Iterator[Case]:
         for B in (1, 4, 16, 64, 192):
             for _ in range(batches):
                 ids_BLK = trace.sample(B, rng, how="step")
-                yield from ((ids_BLK[:, l].astype(np.int64), placement, l) for l in range(trace.num_layers))
+                yield from ((ids_BLK[:, row].astype(np.int64), placement, row) for row in range(trace.num_layers))
 
 
 # ---- what is checked

@@ -25,6 +25,7 @@ if not Path("/dev/nvidiactl").exists():
 
 import sched_cases as cases
 from figures import figure, progress, report, say
+from routing import DEEPSEEK, gpt_oss
 
 from janus.sched import Assignment, balance
 from janus.sched.backends import BACKENDS
@@ -51,7 +52,7 @@ def small_cases(seed: int, n: int) -> Iterator[cases.Case]:
 
 
 def gpt_oss_cases(batches: int, first: int, stride: int) -> Iterator[cases.Case]:
-    return islice(cases.gpt_oss_cases(cases.gpt_oss(), batches), first, None, stride)
+    return islice(cases.gpt_oss_cases(gpt_oss(), batches), first, None, stride)
 
 
 def every_nth(source: Callable[..., Iterator[cases.Case]], name: str, stride: int) -> Iterator[cases.Case]:
@@ -155,7 +156,7 @@ def main() -> None:
     parser.add_argument("--sample", action="store_true", help="some hundred cases, seconds")
     sample = parser.parse_args().sample
     if not cases.deepseek_names():
-        say(f"recorded loads of DeepSeek-V3 absent: no {cases.DEEPSEEK}")
+        say(f"recorded loads of DeepSeek-V3 absent: no {DEEPSEEK}")
     tallies, wrong = run_all(units(sample))
     for problem in wrong:
         say(f"WRONG {problem}")
