@@ -26,11 +26,11 @@ from shapes import SHAPES, Shape
 
 sys.path.insert(0, str(ROOT / "src"))
 
-from sched_timing import medians, rounds, solves, whole_call  # noqa: E402  (the path above comes first)
+from sched_timing import medians, rounds, solves, whole_call
 
-from janus.sched import Balancer, balance, place  # noqa: E402
-from janus.sched.backends import METHODS  # noqa: E402
-from janus.types import Placement  # noqa: E402
+from janus.sched import Balancer, balance, place
+from janus.sched.backends import METHODS
+from janus.types import Placement
 
 SIZES = (1, 4, 16, 64, 256, 1024, 4096)
 SLOW = 2048  # entries B * K above which the plain reference is left out: it takes milliseconds to seconds

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from janus.errors import JanusError
 from janus.types.checks import Frozen, first_outside, integer, integers, shown
+from janus.types.eplb import read_maps
 from janus.types.files import read_json, reading, write_text
 
 FORMAT = "janus.placement/1"
@@ -150,27 +151,45 @@ class Placement(Frozen):
         return tuple(int(r) // self.slots_per_instance for r in phys if r >= 0)
 
     @classmethod
-    def from_eplb(cls, phy2log: npt.ArrayLike, num_instances: int, *, num_experts: int | None = None) -> Placement:
-        """Take over EPLB's `phy2log` [L, R] (or [R]); a duplicate on one instance becomes -1 and is counted.
+    def from_eplb(
+        cls,
+        phy2log: npt.ArrayLike | None,
+        num_instances: int,
+        *,
+        num_experts: int | None = None,
+        log2phy: npt.ArrayLike | None = None,
+        logcnt: npt.ArrayLike | None = None,
+    ) -> Placement:
+        """Take over the map of EPLB, SGLang or vLLM; physical ids stay as they are there.
 
-        EPLB may put two replicas of one expert on one GPU, where the second can never lower a_max;
-        `.eplb_duplicates` says how many were dropped. E is the largest id + 1 unless `num_experts` is given.
+        A replica beside another of its expert on one GPU, which EPLB may emit, can never lower a_max: the first stays,
+        the others become -1, and `.eplb_duplicates` says how many. Torch tensors are taken like arrays; one on a GPU
+        is copied to the host. Rows of dense layers are to be cut off.
+
+        Args:
+            phy2log: [L, R] or [R], the expert in each physical slot, R divisible by `num_instances`
+                (``physical_to_logical_map``). None: taken from `log2phy`, which must then name every slot.
+            num_instances: G, the GPUs that share the slots in order, R / G each.
+            num_experts: E; None: that of the other maps, else the largest expert + 1.
+            log2phy: [L, E, X] or [E, X], physical ids of each expert, padded with -1
+                (``logical_to_all_physical_map``, ``logical_to_physical_map``); compared with `phy2log`.
+            logcnt: [L, E] or [E], replicas of each expert (``logical_replica_count``); compared with `phy2log`.
+
+        Raises:
+            JanusError: as the constructor, and ``placement.eplb`` where two of the maps disagree.
 
         Example:
             >>> p = Placement.from_eplb([0, 0, 1, 2], num_instances=2)
             >>> p.slots.tolist(), p.eplb_duplicates
             ([[[0, -1], [1, 2]]], 1)
+            >>> Placement.from_eplb(None, 2, log2phy=[[0, 3], [1, -1], [2, -1]]).slots.tolist()
+            [[[0, 1], [2, 0]]]
         """
-        rule = "phy2log must be integers [L, R] or [R] with R divisible by num_instances"
-        raw = integers(phy2log, rule, "placement.shape", ndim=(1, 2))
-        instances = integer(num_instances, "num_instances", "placement.shape", low=1)
-        if raw.size == 0 or raw.shape[-1] % instances:
-            raise JanusError("placement.shape", f"{rule}; got {raw.shape} and {instances} instances")
-        slots = raw.reshape(-1, instances, raw.shape[-1] // instances)
+        raw, experts = read_maps(phy2log, num_instances, num_experts, log2phy, logcnt)
+        slots = raw.reshape(-1, int(num_instances), raw.shape[-1] // int(num_instances))
         _check_range(slots, MAX_SLOTS)
         slots = slots.astype(np.int64)  # a copy: the duplicates are dropped in place
         dropped = _drop_duplicates(slots)
-        experts = max(int(raw.max()) + 1, 1) if num_experts is None else num_experts
         return cls(slots[0] if raw.ndim == 1 else slots, experts, eplb_duplicates=dropped)
 
     def to_eplb(self) -> npt.NDArray[np.int64]:
