@@ -39,17 +39,17 @@ def random_case(rng: np.random.Generator, *, largest: int = 256) -> Case:
     return ids.astype(rng.choice(["i4", "i8"])), Placement(random_slots(rng, E, G, C), E), 0
 
 
-def hard(rng: np.random.Generator) -> Case:
+def hard(rng: np.random.Generator, *, most_instances: int = 32) -> Case:
     """A case in which the greedy start is often not optimal, so that the search for paths is put to work."""
-    ids, slots = hard_case(rng)
+    ids, slots = hard_case(rng, most_instances)
     return ids, Placement(slots, int(slots.max()) + 1), 0
 
 
 def random_cases(n: int, seed: int, *, largest: int = 256) -> Iterator[Case]:
-    """Every other case a hard one."""
+    """Every other case a hard one; `largest` bounds E and T of the others."""
     rng = np.random.default_rng(seed)
     for i in range(n):
-        yield random_case(rng, largest=largest) if i % 2 else hard(rng)
+        yield random_case(rng, largest=largest) if i % 2 else hard(rng, most_instances=min(32, max(6, largest // 2)))
 
 
 def from_counts(

@@ -53,9 +53,9 @@ def _fill_ring(rng, slots, E, C):
 FILLS = {"even": _fill_even, "skewed": _fill_skewed, "ring": _fill_ring}
 
 
-def hard_case(rng):
+def hard_case(rng, most_instances=32):
     """Ids and slots where the greedy start often misses the optimum: even replicas and m * G activated experts."""
-    G = int(rng.integers(6, 33))
+    G = int(rng.integers(6, most_instances + 1))
     E = G * int(rng.integers(2, 6))
     slots = random_slots(rng, E, G, 2 * E // G, kinds=("even", "ring"))
     ids = rng.permutation(E)[: G * rng.integers(2, 4)]
