@@ -32,6 +32,14 @@ settings.register_profile("janus", deadline=None, max_examples=50)
 settings.load_profile("janus")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` say why they did not run."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and not has_gpu():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout."""

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import figures
 import numpy as np
@@ -12,6 +17,8 @@ import pytest
 from shapes import MODELS, SHAPES
 
 from janus.scale import ModelSpec
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def sizes(spec: ModelSpec):
@@ -59,3 +66,69 @@ def test_a_figure_says_whether_it_met_its_bar(capsys):
     assert capsys.readouterr().err == "MISS speed: 3 us (bar: < 2)\n"
     figures.report([made])
     assert json.loads(capsys.readouterr().out)["figures"] == [made]
+
+
+def gpu(*words, **environment):
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | environment
+    command = [sys.executable, "benchmarks/gpu", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=env, cwd=ROOT)
+
+
+def test_without_a_gpu_the_suite_says_so_and_exits_4(tmp_path):
+    done = gpu("--out", tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 4
+    assert "sees no CUDA device" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_part_is_refused_with_the_known_ones():
+    done = gpu("--only", "speed")
+    assert done.returncode == 3
+    assert "sched_ids, sched_speed" in done.stderr
+
+
+def test_the_suite_runs_a_part_in_the_interpreter_and_writes_where(tmp_path):
+    done = gpu(
+        "--interpret", "--only", "sched_sanitizer", "--out", tmp_path, "--commit", "abc", CUDA_VISIBLE_DEVICES=""
+    )
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    assert (written["mode"], written["commit"], written["parts"][0]["part"]) == (
+        "interpreter",
+        "abc",
+        "sched_sanitizer",
+    )
+    assert written["machine"]["cores"] == os.cpu_count()
+    assert f"2 of 2 bars met; 0 of 1 parts failed; {tmp_path / 'gpu.json'}" in done.stdout
+
+
+@pytest.fixture
+def suite(monkeypatch):
+    spec = importlib.util.spec_from_file_location("gpu_suite", ROOT / "benchmarks" / "gpu" / "__main__.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_part_has_a_script_and_a_deadline(suite):
+    parts = suite.find_parts("")
+    assert {part.script.stem for part in parts} == {
+        path.stem for path in (ROOT / "benchmarks" / "gpu").glob("*.py") if path.stem not in ("__main__", "on_gpu")
+    }
+    assert suite.TOTAL_S <= 480
+
+
+def test_a_part_that_fails_stops_no_other(suite, tmp_path, monkeypatch):
+    report = "import json; print(json.dumps({'figures': [{'name': 'n', 'value': 1, 'bar': '1', 'ok': True}]}))"
+    scripts = {"dies": "raise SystemExit(5)", "hangs": "import time; time.sleep(60)", "good": report}
+    parts = []
+    for name, text in scripts.items():
+        (tmp_path / f"{name}.py").write_text(text)
+        parts.append(suite.Part("gpu", name, tmp_path / f"{name}.py"))
+    monkeypatch.setattr(suite, "DEADLINES_S", {"dies": 20, "hangs": 6, "good": 20})
+    results = list(suite.run_all(parts, sample=True))
+    assert [bool(result.failure) for result in results] == [True, True, False]
+    assert suite.summary(results) == ("1 of 1 bars met; 2 of 3 parts failed; failed: dies, hangs", 2)
+    assert suite.summary(results[2:])[1] == 0
+    monkeypatch.setattr(suite, "TOTAL_S", 0)
+    assert "not started" in next(suite.run_all(parts, sample=True)).failure

@@ -132,3 +132,10 @@ def test_nonsense_is_refused_as_a_placement_error(first, second, third):
     only_janus_error("placement.", Placement.from_eplb, first, 2, log2phy=second, logcnt=third)
     only_janus_error("placement.", Placement.from_eplb, PHY, 2, log2phy=first, logcnt=second, num_experts=third)
     only_janus_error("placement.", Placement.from_eplb, None, first, log2phy=second)
+
+
+@pytest.mark.gpu
+def test_a_map_on_a_gpu_is_copied_to_the_host():
+    torch = pytest.importorskip("torch")
+    maps = {"log2phy": torch.tensor(LOG).cuda(), "logcnt": torch.tensor(CNT, dtype=torch.int32).cuda()}
+    assert Placement.from_eplb(torch.tensor(PHY).cuda(), 2, **maps) == Placement.from_eplb(PHY, 2)
