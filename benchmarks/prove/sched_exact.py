@@ -57,16 +57,12 @@ def gpt_oss_cases(batches: int, first: int, stride: int) -> Iterator[cases.Case]
     return islice(cases.gpt_oss_cases(gpt_oss(), batches), first, None, stride)
 
 
-def every_nth(source: Callable[..., Iterator[cases.Case]], name: str, stride: int) -> Iterator[cases.Case]:
-    return islice(source(name), 0, None, stride)
-
-
 SOURCES: dict[str, Callable[..., Iterator[cases.Case]]] = {
     "random": random_cases,
     "small": small_cases,
     "gpt-oss": gpt_oss_cases,
-    "deepseek": lambda name, stride: every_nth(cases.deepseek_cases, name, stride),
-    "domain": lambda name, stride: every_nth(cases.domain_cases, name, stride),
+    "deepseek": lambda name, stride: cases.deepseek_cases(name, stride=stride),
+    "domain": lambda name, stride: islice(cases.domain_cases(name), 0, None, stride),
 }
 
 
@@ -107,15 +103,14 @@ def run(case: cases.Case, method: str, backend: str) -> Assignment:
 
 def units(sample: bool) -> list[Unit]:
     """The work in pieces of a few seconds, those that take longest first."""
-    n, chunks, stride = (100, 2, 60) if sample else (600, 20, 1)
+    n, chunks, small, stride = (60, 2, (6, 1), 29) if sample else (600, 20, (40, 8), 1)
     found: list[Unit] = []
     if "triton" in BACKENDS:
-        each = 6 if sample else 40
-        found += [("triton", "small", (900 + i, each)) for i in range(2 if sample else 8)]
+        found += [("triton", "small", (900 + i, small[0])) for i in range(small[1])]
     found += [("deepseek-v3", "deepseek", (name, stride)) for name in cases.deepseek_names()]
     found += [("random", "random", (i, n)) for i in range(chunks)]
-    found += [("gpt-oss-20b", "gpt-oss", (12, i, 4 * stride)) for i in range(4)]
-    found += [("domains", "domain", (name, max(1, stride // 10))) for name in cases.domain_names()]
+    found += [("gpt-oss-20b", "gpt-oss", (12, i, 4 * stride)) for i in range(1 if sample else 4)]
+    found += [("domains", "domain", (name, max(1, stride // 5))) for name in cases.domain_names()]
     return found
 
 
