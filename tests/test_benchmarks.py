@@ -11,8 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bench_sched
 import figures
 import numpy as np
+import plot_sched
 import pytest
 from shapes import MODELS, SHAPES
 
@@ -66,6 +68,42 @@ def test_a_figure_says_whether_it_met_its_bar(capsys):
     assert capsys.readouterr().err == "MISS speed: 3 us (bar: < 2)\n"
     figures.report([made])
     assert json.loads(capsys.readouterr().out)["figures"] == [made]
+
+
+def test_the_page_shows_the_committed_results():
+    rows = json.loads((ROOT / "benchmarks" / "results" / "sched_cpu.json").read_text())["rows"]
+    page = (ROOT / "docs" / "sched.md").read_text()
+    # renew both with: python benchmarks/plot_sched.py
+    assert [line for line in plot_sched.table(rows) if line not in page] == []
+
+
+def test_the_committed_results_cover_every_shape_and_say_where_they_come_from():
+    results = json.loads((ROOT / "benchmarks" / "results" / "sched_cpu.json").read_text())
+    assert {row["shape"] for row in results["rows"]} == set(SHAPES)
+    assert all(row["routing"].startswith(("recorded", "synthetic")) for row in results["rows"])
+    assert {"machine", "versions", "commit", "when"} <= set(results)
+    exact = [row for row in results["rows"] if row["method"] == "exact"]
+    assert all(row["lower_bound"] <= row["a_max"] for row in exact)
+
+
+def test_pictures_are_drawn_small_from_the_committed_results(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = json.loads((ROOT / "benchmarks" / "results" / "sched_cpu.json").read_text())["rows"]
+    for name, draw in plot_sched.PICTURES.items():
+        plot_sched.write(draw(rows), tmp_path / name)
+        assert (tmp_path / name).stat().st_size < 60 * 1024
+        assert (ROOT / "docs" / "images" / name).stat().st_size < 60 * 1024
+
+
+def test_a_row_of_the_bench_has_what_the_head_of_the_table_says():
+    (row, *_) = bench_sched.rows(SHAPES["mixtral-8x7b 4x3"], quick=True)
+    assert (row["shape"], row["B"], row["method"]) == ("mixtral-8x7b 4x3", 1, "exact")
+    assert row["lower_bound"] <= row["a_max"] <= 2
+    assert row["tokens_max_over_mean"] >= 1
+    low, middle, high = row["call_us"]["numba"]
+    assert 0 < low <= middle <= high
+    assert 0 < row["solve_us"]["numba"][1] < middle
+    assert bench_sched.line(row).startswith("mixtral-8x7b 4x3")
 
 
 def gpu(*words, **environment):
