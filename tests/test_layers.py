@@ -13,7 +13,18 @@ import janus
 
 # A part may import parts of a lower level, and itself. `experts` (weights of the experts, read and sliced) serves
 # layer and runner alone.
-LEVEL = {"errors": 0, "types": 1, "sched": 2, "comm": 2, "scale": 3, "experts": 3, "layer": 4, "runner": 5, "cli": 6}
+LEVEL = {
+    "errors": 0,
+    "lazy": 0,
+    "types": 1,
+    "sched": 2,
+    "comm": 2,
+    "scale": 3,
+    "experts": 3,
+    "layer": 4,
+    "runner": 5,
+    "cli": 6,
+}
 NARROWER = {
     ("scale", "comm"): "janus.comm.cost",  # the torch-free half
 }
@@ -36,7 +47,8 @@ def imported(tree: ast.AST, module: str, is_package: bool) -> Iterator[tuple[int
 def home(name: str) -> str:
     """`janus.Topology` is a door to `janus.types.Topology`: the import is of the latter."""
     first = name.removeprefix("janus.").split(".")[0]
-    return f"{janus._HOME[first]}.{first}" if first in janus._HOME else name
+    module = janus._HOME.get(first, ".")
+    return name if module == "." else f"{module}.{first}"
 
 
 def faults(package: Path) -> list[str]:

@@ -5,8 +5,9 @@ Importing this module loads nothing heavy; each public name is loaded on first u
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from janus.lazy import on_first_use
 
 if TYPE_CHECKING:
     from janus import comm, scale, sched
@@ -35,8 +36,10 @@ _HOME = {
     "JanusMoELayer": "janus.layer",
     "convert": "janus.layer",
     "DisaggregatedRunner": "janus.runner",
+    "comm": ".",
+    "sched": ".",
+    "scale": ".",
 }
-_MODULES = ("comm", "sched", "scale")
 
 __all__ = [
     "Balancer",
@@ -58,16 +61,4 @@ __all__ = [
     "sched",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"janus.{name}")
-    if name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'janus' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+__getattr__, __dir__ = on_first_use(__name__, _HOME, "__version__")

@@ -5,8 +5,9 @@ Importing this module loads no torch; each name is loaded on first use, and `jan
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from janus.lazy import on_first_use
 
 if TYPE_CHECKING:
     from janus.comm.api import Exchange
@@ -15,24 +16,14 @@ if TYPE_CHECKING:
     from janus.comm.terms import LinkTraffic, Step, Timeouts
 
 _HOME = {
-    "CostModel": "cost",
-    "Exchange": "api",
-    "LinkTraffic": "terms",
-    "Step": "terms",
-    "Timeouts": "terms",
-    "rendezvous": "group",
+    "CostModel": ".cost",
+    "Exchange": ".api",
+    "LinkTraffic": ".terms",
+    "Step": ".terms",
+    "Timeouts": ".terms",
+    "rendezvous": ".group",
 }
 
 __all__ = ["CostModel", "Exchange", "LinkTraffic", "Step", "Timeouts", "rendezvous"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(importlib.import_module(f"janus.comm.{_HOME[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'janus.comm' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = on_first_use(__name__, _HOME)

@@ -6,22 +6,13 @@ Importing this package loads no torch: `DisaggregatedRunner` is resolved on firs
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from janus.lazy import on_first_use
 
 if TYPE_CHECKING:
     from janus.runner.api import DisaggregatedRunner
 
 __all__ = ["DisaggregatedRunner"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        value = getattr(importlib.import_module("janus.runner.api"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'janus.runner' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__getattr__, __dir__ = on_first_use(__name__, {"DisaggregatedRunner": ".api"})

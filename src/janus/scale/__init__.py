@@ -5,8 +5,9 @@ Works without torch and triton; names resolve on first use.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from janus.lazy import on_first_use
 
 if TYPE_CHECKING:
     from janus.scale.activation import ActivationTable
@@ -17,15 +18,15 @@ if TYPE_CHECKING:
     from janus.scale.result import ScalePlan
 
 _HOME = {
-    "ActivationTable": "activation",
-    "Breakdown": "latency",
-    "Cluster": "hardware",
-    "Efficiency": "latency",
-    "Hardware": "hardware",
-    "LatencyModel": "latency",
-    "ModelSpec": "model",
-    "ScalePlan": "result",
-    "plan": "api",
+    "ActivationTable": ".activation",
+    "Breakdown": ".latency",
+    "Cluster": ".hardware",
+    "Efficiency": ".latency",
+    "Hardware": ".hardware",
+    "LatencyModel": ".latency",
+    "ModelSpec": ".model",
+    "ScalePlan": ".result",
+    "plan": ".api",
 }
 
 __all__ = [
@@ -40,14 +41,4 @@ __all__ = [
     "plan",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(importlib.import_module(f"janus.scale.{_HOME[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'janus.scale' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = on_first_use(__name__, _HOME)
