@@ -37,13 +37,13 @@ SLOW = 2048  # entries B * K above which the plain reference is left out: it tak
 SOLVED = ("exact", "greedy")  # methods with a solve to be told from the rewriting
 
 
-def judged(balancer: Balancer, batches: list[Ids]) -> dict[str, float]:
+def judged(ready: Balancer, batches: list[Ids]) -> dict[str, float]:
     """Means over batches: a_max, and the most tokens of an instance over their mean."""
     tops, uneven = [], []
     for ids in batches:
-        hosts = balancer(ids, 0) // balancer.placement.slots_per_instance
-        tokens_G = np.bincount(hosts.ravel(), minlength=balancer.placement.num_instances)
-        tops.append(int(balancer.load.max()))
+        hosts = ready(ids, 0) // ready.placement.slots_per_instance
+        tokens_G = np.bincount(hosts.ravel(), minlength=ready.placement.num_instances)
+        tops.append(int(ready.load.max()))
         uneven.append(tokens_G.max() / tokens_G.mean())
     return {"a_max": round(float(np.mean(tops)), 3), "tokens_max_over_mean": round(float(np.mean(uneven)), 2)}
 
@@ -60,7 +60,7 @@ def rows(shape: Shape, *, quick: bool) -> Iterator[dict[str, Any]]:
     for B in SIZES[::3] if quick else SIZES:
         how_many = 10 if quick else 100 if B <= 256 else 25
         batches = source.batches(B, how_many)
-        made = {m: Balancer(placement, method=m, backend="numba", max_tokens=B) for m in METHODS}
+        made = {m: balancer(placement, shape, m, "numba", B) for m in METHODS}
         us = rounds([whole_call(b) for b in made.values()], batches, 3 if quick else 10)
         calls, middles = us.transpose(1, 0, 2), dict(zip(METHODS, medians(us), strict=True))
         bound = least(placement, batches)
@@ -72,16 +72,27 @@ def rows(shape: Shape, *, quick: bool) -> Iterator[dict[str, Any]]:
             if method in SOLVED:
                 solve = solves(placement, method, batches)
                 row["solve_us"] = {"numba": spread([solve() for _ in range(5 if quick else 30)])}
-            row["call_us"]["reference"] = reference(placement, method, batches[:5])
+            row["call_us"]["reference"] = reference(placement, shape, method, batches[:5])
             yield row
 
 
-def reference(placement: Placement, method: str, batches: list[Ids]) -> list[float] | str:
+def balancer(placement: Placement, shape: Shape, method: str, backend: str, B: int) -> Balancer:
+    """One that is ready; method "cost" gets the roofline times of the model's experts on an H100."""
+    options: dict[str, Any] = {}
+    if method == "cost":
+        from janus.scale import Cluster, LatencyModel, ModelSpec
+
+        latency: Any = LatencyModel.roofline(ModelSpec.from_config(shape.model.name), Cluster("h100-sxm"))
+        options["cost"] = latency.expert_cost
+    return Balancer(placement, method=method, backend=backend, max_tokens=B, **options)
+
+
+def reference(placement: Placement, shape: Shape, method: str, batches: list[Ids]) -> list[float] | str:
     """Times of the plain reference, or why it was left out."""
     if batches[0].size > SLOW:
         return f"not run: more than {SLOW} entries"
-    balancer = Balancer(placement, method=method, backend="reference", max_tokens=len(batches[0]))
-    return spread(rounds([whole_call(balancer)], batches, 1).ravel())
+    plain = balancer(placement, shape, method, "reference", len(batches[0]))
+    return spread(rounds([whole_call(plain)], batches, 1).ravel())
 
 
 def line(row: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ from figures import figure, report
 
 from janus import JanusError
 from janus.sched import Balancer, balance
-from janus.sched.backends import BACKENDS
+from janus.sched.backends import BACKENDS, METHODS
 from janus.types import Placement
 
 ON_GPU = torch.cuda.is_available()
@@ -108,9 +108,16 @@ def cases() -> list[Case]:
     ]
 
 
+# a version without the method refuses both by its name
+MISUSED = "sched.cost" if "cost" in METHODS else "sched.method"
 COST = [
-    Case("a cost for a method that has none", "sched.method", options={"cost": object()}),
-    Case("method 'cost' without a cost", "sched.method", options={"method": "cost"}),
+    Case("a cost for a method that has none", MISUSED, options={"cost": object()}),
+    Case(
+        "method 'cost' without a cost",
+        MISUSED,
+        codes={"triton": f"{MISUSED} or sched.backend"},
+        options={"method": "cost"},
+    ),
 ]
 
 
