@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from oracle import hard_case, is_optimum, random_ids, random_slots
+from oracle import is_optimum, random_ids, random_slots
 
 from janus import JanusError
 from janus.sched import Balancer, balance
@@ -54,11 +54,13 @@ def test_balance_takes_a_gpus_tensor_and_fills_every_field():
 
 
 def test_long_chains_reach_the_maximum_flow_optimum():
-    for seed in range(10):
-        ids, slots = hard_case(np.random.default_rng(seed), 12)
-        placement = Placement(slots, int(slots.max()) + 1)
-        got = balance(torch.from_numpy(ids.astype(np.int64)).cuda(), placement)
-        assert is_optimum(ids, slots, got.a_max)
+    rng = np.random.default_rng(11)  # one shape for all: another E, G or C is compiled anew
+    placement = Placement(np.stack([random_slots(rng, E, G, C, kinds=("ring",)) for _ in range(L)]), E)
+    balancer = Balancer(placement, max_tokens=256, device="cuda")
+    for i in range(60):
+        ids = drawn(rng)
+        balancer(ids, i % L)
+        assert is_optimum(ids.cpu().numpy(), placement.slots[i % L], int(balancer.load.max()))
 
 
 def test_a_call_can_be_captured_and_replayed_on_new_ids():
@@ -80,6 +82,7 @@ def test_a_call_can_be_captured_and_replayed_on_new_ids():
             assert np.array_equal(kept[layer].cpu().numpy(), host(ids, placement, layer).physical_ids)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # torch calls it a prototype
 def test_a_call_neither_syncs_nor_allocates():
     rng, _, balancer = made()
     ids = drawn(rng)
