@@ -77,6 +77,12 @@ def test_the_page_shows_the_committed_results():
     assert [line for line in plot_sched.table(rows) if line not in page] == []
 
 
+def test_a_table_is_renewed_in_its_place():
+    lines = ["| a |", "|---|", "| 1 |"]
+    assert plot_sched.renewed("x\n\n| a |\n|---|\n| 0 |\n| 9 |\n\ny\n", lines) == "x\n\n| a |\n|---|\n| 1 |\n\ny\n"
+    assert plot_sched.renewed("| b |\n", lines) == "| b |\n"
+
+
 def test_the_committed_results_cover_every_shape_and_say_where_they_come_from():
     results = json.loads((ROOT / "benchmarks" / "results" / "sched_cpu.json").read_text())
     assert {row["shape"] for row in results["rows"]} == set(SHAPES)
