@@ -65,14 +65,14 @@ def test_sets_of_instances_of_every_width(E, G):
     same(random_ids(rng, E, 40, 2, G), Placement(slots, E))
 
 
-def test_a_ring_of_instances_is_walked_all_the_way():
+@pytest.mark.parametrize("G", [6, 40, 70])
+def test_a_ring_of_instances_is_walked_all_the_way(G):
     """Expert e on instances e and e + 1: one more expert on instance 0 pushes every other one on by one place."""
-    G = 6
     slots = np.full((G, 3), -1)
     for e in range(G):
         slots[e, 0], slots[(e + 1) % G, 1] = e, e
     slots[0, 2] = G  # only here
-    ids = np.array([[0], [1], [2], [3], [4], [6]])
+    ids = np.array([e for e in range(G + 1) if e != G - 1])[:, None]
     got = same(ids, Placement(slots, G + 1))
     assert (got.a_max, got.load.tolist()) == (1, [1] * G)
 
