@@ -66,14 +66,15 @@ def test_sets_of_instances_of_every_width(E, G):
 
 
 @pytest.mark.parametrize("G", [6, 40, 70])
-def test_a_ring_of_instances_is_walked_all_the_way(G):
-    """Expert e on instances e and e + 1: one more expert on instance 0 pushes every other one on by one place."""
+def test_a_row_of_instances_is_walked_all_the_way(G):
+    """Expert e on instances e and e + 1, a last one on 0, 1 and 2: all but the last instance are busy when it comes."""
     slots = np.full((G, 3), -1)
-    for e in range(G):
-        slots[e, 0], slots[(e + 1) % G, 1] = e, e
-    slots[0, 2] = G  # only here
-    ids = np.array([e for e in range(G + 1) if e != G - 1])[:, None]
-    got = same(ids, Placement(slots, G + 1))
+    for e in range(G - 1):
+        slots[e, 0], slots[e + 1, 1] = e, e
+    slots[:3, 2] = G - 1
+    ids = np.arange(G)[:, None]
+    assert same(ids, Placement(slots, G), "greedy").a_max == 2
+    got = same(ids, Placement(slots, G))
     assert (got.a_max, got.load.tolist()) == (1, [1] * G)
 
 
