@@ -1,6 +1,6 @@
 """Draw what `bench_sched.py` measured: a_max by method, and microseconds by backend, over the batch size.
 
-    python benchmarks/plot_sched.py [--json benchmarks/results/sched_cpu.json] [--out docs/images]
+    python benchmarks/plot_sched.py [--json benchmarks/results/sched_cpu.json] [--out docs/assets]
 
 Titles are computed from the rows, so that they stay true of them. The table of docs/sched.md is renewed too; a test holds
 the page to the committed rows.
@@ -174,7 +174,7 @@ def renewed(page: str, lines: list[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "sched_cpu.json")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "assets")
     options = parser.parse_args()
     rows = json.loads(options.json.read_text())["rows"]
     options.out.mkdir(parents=True, exist_ok=True)

@@ -98,7 +98,7 @@ def test_pictures_are_drawn_small_from_the_committed_results(tmp_path):
     for name, draw in plot_sched.PICTURES.items():
         plot_sched.write(draw(rows), tmp_path / name)
         assert (tmp_path / name).stat().st_size < 60 * 1024
-        assert (ROOT / "docs" / "images" / name).stat().st_size < 60 * 1024
+        assert (ROOT / "docs" / "assets" / name).stat().st_size < 60 * 1024
 
 
 def test_a_row_of_the_bench_has_what_the_head_of_the_table_says():
