@@ -110,7 +110,7 @@ def picture_of_times(rows: Rows) -> Any:
     calls, solves = ([r[kind]["numba"][1] for r in exact] for kind in ("call_us", "solve_us"))
     ax.set_title(
         f"A whole exact call takes {min(calls):.0f} to {max(calls):.0f} us on one CPU core,\n"
-        f"of which the solve is {max(solves):.0f} us at most: the rest is the call, counting and rewriting the ids",
+        f"the solve {max(solves):.0f} us of it at most; the rest counts and rewrites ids",
         fontsize=11,
     )
     model, pool = TIMED.split()
