@@ -5,6 +5,7 @@ import tiny
 import torch
 
 from janus import JanusError, JanusMoELayer, Placement, convert
+from janus.sched import RooflineCost
 
 REPLICATED = Placement([[0, 1, 2, 3, 4, 5, 15], [6, 7, 8, 9, 10, 11, 0], [12, 13, 14, 15, 1, 2, 3]], 16)
 
@@ -37,6 +38,22 @@ def test_the_balancing_method_moves_work_but_not_results(method):
         torch.testing.assert_close(out, experts(x, ids, weights), rtol=1e-5, atol=1e-5)
     else:
         assert torch.equal(out, experts(x, ids, weights))
+
+
+def test_the_cost_method_moves_tokens_but_not_results():
+    model = tiny.build("olmoe")
+    model.set_experts_implementation("eager")
+    experts = model.model.layers[0].mlp.experts
+    layer = JanusMoELayer.from_module(experts, REPLICATED, balance="cost", cost=RooflineCost(1.0, 0.5))
+    x, ids, weights = torch.randn(40, 64), torch.zeros(40, 1).long(), torch.rand(40, 1)
+    torch.testing.assert_close(layer(x, ids, weights), experts(x, ids, weights), rtol=1e-5, atol=1e-5)
+    assert layer.last is not None
+    assert layer.last.physical_ids.unique().tolist() == [0, 13]  # the hot expert on both its instances
+    for make in (convert, lambda m, **kw: JanusMoELayer(m.model.layers[0].mlp.experts, **kw)):
+        for wrong in ({"balance": "cost"}, {"cost": RooflineCost(1, 1)}):
+            assert _code(lambda make=make, wrong=wrong: make(model, **wrong)) == "sched.cost"
+    convert(model, REPLICATED, balance="cost", cost=RooflineCost(1.0, 0.5))
+    assert {m.method for m in model.modules() if isinstance(m, JanusMoELayer)} == {"cost"}
 
 
 def _code(call) -> str:

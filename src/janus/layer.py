@@ -10,7 +10,7 @@ from torch import nn
 from janus.errors import JanusError
 from janus.experts.seam import count_experts, find_blocks
 from janus.experts.slots import ExpertSlots
-from janus.sched import Assignment, balance
+from janus.sched import Assignment, RooflineCost, balance
 from janus.sched.backends import check_method, choose
 from janus.types import Placement
 
@@ -28,13 +28,14 @@ class JanusMoELayer(nn.Module):
         placement: which expert sits in which slot; default one instance that holds every expert once. All instances
             live in this process.
         balance: method of `janus.sched.balance` that picks the replica of each activated expert.
+        cost: of one expert, for ``balance="cost"`` and no other method.
         layer: row of a per-layer placement.
         backend: backend of the balancer.
 
     Raises:
         JanusError: ``placement.experts`` if the placement is for another number of experts, ``model.experts`` or
             ``model.mismatch`` if the module's layout is not one we reproduce, ``sched.method`` and ``sched.backend`` for
-            unknown names, ``layer.shape`` on a wrong call.
+            unknown names, ``sched.cost``, ``layer.shape`` on a wrong call.
 
     Example:
         >>> import torch
@@ -56,6 +57,7 @@ class JanusMoELayer(nn.Module):
         placement: Placement | None = None,
         *,
         balance: str = "exact",
+        cost: RooflineCost | None = None,
         layer: int = 0,
         backend: str = "auto",
     ) -> None:
@@ -63,7 +65,7 @@ class JanusMoELayer(nn.Module):
         num_experts = count_experts(experts)
         self.placement = check_placement(placement, num_experts, self.__class__.__name__)
         self.layer = self.placement.layer(layer)
-        self.method, self._asked = check_method(balance, None), backend
+        self.method, self.cost, self._asked = check_method(balance, cost), cost, backend
         self.backend = choose(backend, balance, _device_type(experts), may_copy=True)
         self.last: Assignment | None = None
         slots = self.placement.phy2log[self.layer].tolist()
@@ -77,11 +79,12 @@ class JanusMoELayer(nn.Module):
         placement: Placement | None = None,
         *,
         balance: str = "exact",
+        cost: RooflineCost | None = None,
         layer: int = 0,
         backend: str = "auto",
     ) -> JanusMoELayer:
         """Same as the constructor; reads better where a module is replaced."""
-        return cls(experts, placement, balance=balance, layer=layer, backend=backend)
+        return cls(experts, placement, balance=balance, cost=cost, layer=layer, backend=backend)
 
     def forward(self, hidden: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
         """Run the chosen experts of each token and sum their outputs by routing weight.
@@ -95,12 +98,18 @@ class JanusMoELayer(nn.Module):
             [T, H] in the dtype of `hidden`.
         """
         _check_call(self.slots.layout.hidden_size, hidden, topk_ids, topk_weights)
-        self.last = balance(topk_ids, self.placement, layer=self.layer, method=self.method, backend=self._asked)
+        chosen = {"method": self.method, "cost": self.cost, "backend": self._asked}
+        self.last = balance(topk_ids, self.placement, layer=self.layer, **chosen)
         return self.slots(hidden, self.last.physical_ids, topk_weights)
 
 
 def convert(
-    model: nn.Module, placement: Placement | None = None, *, balance: str = "exact", backend: str = "auto"
+    model: nn.Module,
+    placement: Placement | None = None,
+    *,
+    balance: str = "exact",
+    cost: RooflineCost | None = None,
+    backend: str = "auto",
 ) -> nn.Module:
     """Swap the routed experts of every MoE layer of a Hugging Face model for a `JanusMoELayer`, in place.
 
@@ -108,6 +117,7 @@ def convert(
         model: a live model; its routers, shared experts and dense layers stay as they are.
         placement: one map per MoE layer, or one for all; default one instance with every expert once.
         balance: method of `janus.sched.balance`.
+        cost: of one expert, for ``balance="cost"`` and no other method.
         backend: backend of the balancer.
 
     Returns:
@@ -125,7 +135,7 @@ def convert(
         >>> type(model.model.layers[0].mlp.experts).__name__
         'JanusMoELayer'
     """
-    check_method(balance, None)
+    check_method(balance, cost)
     blocks = find_blocks(model)
     choose(backend, balance, _device_type(model), may_copy=True)
     check_layers(placement, [block.layer_id for block in blocks])
@@ -133,9 +143,8 @@ def convert(
         check_placement(placement, block.num_experts, block.name)
         ExpertSlots.from_module(block.experts, [0]).verify()
     for i, block in enumerate(blocks):  # one at a time: at most one layer's weights are held twice
-        block.replace(
-            block.experts_attr, JanusMoELayer(block.experts, placement, balance=balance, layer=i, backend=backend)
-        )
+        chosen = {"balance": balance, "cost": cost, "backend": backend}
+        block.replace(block.experts_attr, JanusMoELayer(block.experts, placement, **chosen, layer=i))
     return model
 
 

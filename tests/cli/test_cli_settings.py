@@ -41,6 +41,7 @@ def refuse(capsys, started, arguments):
         (["--topology", "1A1E", "--gpus-per-node", "0"], "topology.parse", "gpus_per_node"),
         (["--gate", "router"], "run.gate", "'experts', 'attention'; got 'router'"),
         (["--balance", "best"], "sched.method", "'exact'"),
+        (["--balance", "cost"], "sched.cost", "cost=RooflineCost(...)), or choose 'exact'"),
         (["--regime", "fast"], "comm.regime", "'gather', 'auto'; got 'fast'"),
         (["--max-new-tokens", "0"], "run.tokens", ">= 1, got 0"),
         (["--max-new-tokens", "-3"], "run.tokens", "got -3"),

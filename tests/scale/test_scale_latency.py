@@ -35,6 +35,17 @@ def test_experts_by_hand(plain):
     assert plain.moe_layer_us(Activated(10, 100_000), 1) == pytest.approx(47185.92 + 1.6384 + 0.001)
 
 
+def test_the_times_of_one_expert_by_hand(plain):
+    # 47.18592 MB at 1 TB/s; 2 * 23.59e6 operations at 100 TFLOP/s: 100 tokens take as long as the read
+    cost = plain.expert_cost
+    assert cost.read_us == pytest.approx(47.18592)
+    assert cost.token_us == pytest.approx(0.4718592)
+    assert cost.ridge == pytest.approx(100)
+    # both are what the layer charges: the read alone, and the arithmetic of 1000 tokens
+    by_hand = [plain.moe_layer_us(Activated(1, n), 1) - 1.6384 - 0.001 for n in (1, 1000)]
+    assert by_hand == pytest.approx([cost.read_us, 1000 * cost.token_us])
+
+
 def test_attention_by_hand(plain):
     m = plain.model
     weights = m.attention_params * 2 / 1e12 * 1e6

@@ -223,6 +223,7 @@ def test_progress_is_reported(olmoe, small_cluster, skewed):
         ({"prefill": "attention", "input_tokens": 10}, "output_tokens"),
         ({"placing": "magic"}, "janus"),
         ({"balance": "magic"}, "exact"),
+        ({"balance": "cost"}, "counts activated experts"),
         ({"ballance": "exact"}, "ballance"),
         ({"demand": None, "batch": 3, "prefill": "attention"}, "demand"),
     ],

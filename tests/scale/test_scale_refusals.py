@@ -41,6 +41,7 @@ def table():
         ({"trace": [[1, 2], [3]]}, "routing.counts"),
         ({"trace": None}, "routing.counts"),
         ({"method": None}, "sched.method"),
+        ({"method": "cost"}, "sched.cost"),
     ],
 )
 def test_a_table_of_nonsense(changed, want):

@@ -264,11 +264,6 @@ def test_physical_ids_must_fit_the_dtype():
 
 
 def test_what_this_version_lacks_is_refused_by_name():
-    with pytest.raises(JanusError, match=r"'cost'.*not in this version") as caught:
-        balance(BATCH, EXAMPLE, method="cost")
-    assert caught.value.code == "sched.method"
-    with pytest.raises(JanusError, match="cost=") as caught:
-        balance(BATCH, EXAMPLE, cost="x")
     with pytest.raises(JanusError, match="'exact', 'greedy'") as caught:
         balance(BATCH, EXAMPLE, method="fastest")
     with pytest.raises(JanusError, match="'reference', 'numba', 'triton'"):

@@ -93,8 +93,6 @@ def test_what_it_cannot_do_is_refused():
         Balancer(placement, max_tokens=2, num_layers=0)
     with pytest.raises(JanusError, match="leave check_ids out"):
         Balancer(placement, max_tokens=2, check_ids=False)
-    with pytest.raises(JanusError, match="not in this version"):
-        Balancer(placement, max_tokens=2, method="cost")
 
 
 def test_backend_says_what_auto_chose():

@@ -12,7 +12,7 @@ from janus.cli.prompts import Prompts, check_lengths, gather_prompts
 from janus.comm.layout import REGIMES
 from janus.errors import JanusError, known
 from janus.experts.folder import check_folder
-from janus.sched.backends import METHODS
+from janus.sched.backends import check_without_cost
 from janus.types import Placement, Topology
 
 Gate = Literal["experts", "attention"]
@@ -73,7 +73,7 @@ def checked_settings(
     """
     parsed = Topology.parse(topology, gpus_per_node=gpus_per_node)
     known(gate, GATES, "--gate", "run.gate")
-    known(balance, METHODS, "--balance", "sched.method")
+    check_without_cost(balance, "--balance", "use DisaggregatedRunner(balance='cost', cost=RooflineCost(...))")
     known(regime, (*REGIMES, "auto"), "--regime", "comm.regime")
     for name, value in (("--deadline", deadline_s), ("--step-timeout", step_s)):
         if not (math.isfinite(value) and value > 0):

@@ -21,7 +21,7 @@ from janus.runner.check import agree_ready, check_source, checked_placement, con
 from janus.runner.clock import Clock
 from janus.runner.expert import ExpertServer
 from janus.runner.generate import Batch, Generation, Sampling, check_prompts, check_room
-from janus.sched import Balancer
+from janus.sched import Balancer, RooflineCost
 from janus.types import Placement, RoutingTrace, Topology
 
 GATES = ("experts", "attention")
@@ -42,6 +42,7 @@ class DisaggregatedRunner:
         gate: ``"experts"`` moves the routers to the expert ranks, which then all see all tokens; ``"attention"`` leaves
             them and sends each instance only its tokens.
         balance: method of `janus.sched.balance`.
+        cost: of one expert, for ``balance="cost"`` and no other method; the same on every rank.
         backend: backend of the balancer.
         scope: with the attention-side gate, balance over the ``"batch"`` of all attention ranks or per ``"rank"``.
         regime: of the exchange.
@@ -79,6 +80,7 @@ class DisaggregatedRunner:
         placement: Placement | None = None,
         gate: Literal["experts", "attention"] = "experts",
         balance: str = "exact",
+        cost: RooflineCost | None = None,
         backend: str = "auto",
         scope: str = "batch",
         regime: str = "auto",
@@ -99,7 +101,7 @@ class DisaggregatedRunner:
             )
         self.gate: Literal["experts", "attention"] = gate
         self.topology, self.max_tokens, self.record = topology, max_tokens, record
-        self.clock, self._balance, self._backend, self._scope = Clock(), balance, backend, scope
+        self.clock, self._balance, self._cost, self._backend, self._scope = Clock(), balance, cost, backend, scope
         self._generations: list[Generation] = []
         source = _open_source(model_or_path, dtype)
         try:
@@ -118,7 +120,12 @@ class DisaggregatedRunner:
     def _join(self, source: ExpertSource, regime: str, timeouts: Timeouts) -> None:
         """Agree on the contract, load this role's part, and agree that everyone could."""
         block = source.blocks[0]
-        options = {"balance": self._balance, "scope": self._scope, "weights_dtype": str(block.weights_dtype)}
+        options = {
+            "balance": self._balance,
+            "cost": str(self._cost),
+            "scope": self._scope,
+            "weights_dtype": str(block.weights_dtype),
+        }
         self._ex = Exchange(
             self.topology,
             hidden_size=block.hidden_size,
@@ -158,7 +165,8 @@ class DisaggregatedRunner:
 
     def _balancer(self) -> Balancer:
         most = self.max_tokens * self.topology.n_attention
-        return Balancer(self.placement, method=self._balance, backend=self._backend, max_tokens=most, device="cpu")
+        chosen = {"method": self._balance, "cost": self._cost, "backend": self._backend}
+        return Balancer(self.placement, **chosen, max_tokens=most, device="cpu")
 
     @property
     def model(self) -> Any:

@@ -16,6 +16,7 @@ from janus.scale.batches import FloatArray, Routing, inclusion
 from janus.scale.hardware import positive, whole
 from janus.scale.latency import Activated
 from janus.scale.montecarlo import MonteCarlo, Row
+from janus.sched.backends import check_without_cost
 from janus.types import RoutingTrace
 
 Pair = tuple[int, int]
@@ -60,7 +61,7 @@ class ActivationTable:
             trace: routing trace, or counts [L, E] with `top_k`.
             grid: pairs (expert instances, slots per instance).
             batch_sizes: tokens per batch.
-            method: of `janus.sched.balance`.
+            method: of `janus.sched.balance`; not ``"cost"``, whose times the table does not know.
             placing: of `janus.sched.place`.
             layers: how many of the trace's layers to measure, evenly spaced.
             samples: batches per layer and point, >= 2 (a standard error needs two).
@@ -72,6 +73,7 @@ class ActivationTable:
         """
         for name, value, least in (("layers", layers, 1), ("samples", samples, 2), ("seed", seed, 0)):
             whole(value, name, "activation.range", least)
+        check_without_cost(method, "method", "the table counts activated experts, which 'exact' keeps smallest")
         routing = trace if isinstance(trace, Routing) else Routing.of(trace, top_k)
         sizes = _checked_sizes(batch_sizes)
         carlo = MonteCarlo(routing, sizes, method=method, placing=placing, layers=layers, samples=samples, seed=seed)

@@ -10,6 +10,7 @@ from janus.errors import JanusError
 from janus.scale.exchange import ExchangeCost
 from janus.scale.hardware import Cluster, positive, whole
 from janus.scale.model import ModelSpec, dtype_bytes
+from janus.sched import RooflineCost
 
 
 class Activated(NamedTuple):
@@ -184,6 +185,13 @@ class LatencyModel:
         experts = self.op_us(reads, 2 * m.expert_params * active.tokens, m.expert_dtype)
         gate = self.weights_us(m.router_params, B, "bf16")
         return self.efficiency.moe_us + gate + experts
+
+    @property
+    def expert_cost(self) -> RooflineCost:
+        """What `janus.sched.balance(..., method="cost", cost=)` needs: reading one expert, and one token in it."""
+        m = self.model
+        read = self.op_us(m.expert_bytes, 0, m.expert_dtype)
+        return RooflineCost(read_us=read, token_us=self.op_us(0, 2 * m.expert_params, m.expert_dtype))
 
     def attention_side_us(self, b: int, s_ctx: float) -> tuple[float, float, float]:
         """Microseconds of (one attention layer, one layer's shared experts, everything outside per step)."""

@@ -4,8 +4,9 @@ Works without torch and triton; numba is imported on first use, torch and triton
 """
 
 from janus.sched.api import Assignment, Balancer, balance
+from janus.sched.cost import RooflineCost
 from janus.sched.placing import place
 from janus.sched.replicas import replicate
 from janus.sched.stats import BalancerStats
 
-__all__ = ["Assignment", "Balancer", "BalancerStats", "balance", "place", "replicate"]
+__all__ = ["Assignment", "Balancer", "BalancerStats", "RooflineCost", "balance", "place", "replicate"]

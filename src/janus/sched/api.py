@@ -11,6 +11,7 @@ import numpy.typing as npt
 from janus.errors import JanusError
 from janus.sched.arrays import Room, check_placement, host_ids, is_tensor
 from janus.sched.backends import KERNEL_LIMITS, check_method, choose, load
+from janus.sched.cost import RooflineCost, check_cost
 from janus.sched.host import HostEngine
 from janus.sched.stats import BalancerStats
 from janus.sched.tables import LayerTables, Workspace
@@ -48,7 +49,7 @@ def balance(
     layer: int = 0,
     method: str = "exact",
     backend: str = "auto",
-    cost: None = None,
+    cost: RooflineCost | None = None,
 ) -> Assignment:
     """Choose a replica for every activated expert of a batch, and rewrite the ids to physical slots.
 
@@ -58,14 +59,15 @@ def balance(
         topk_ids: integers [T, K], NumPy or torch; logical experts, -1 passes through, duplicates allowed.
         placement: where the replicas are.
         layer: MoE layer of the placement.
-        method: ``"exact"`` (minimum possible a_max), ``"greedy"`` (AEBS as the paper prints it), or a baseline that
-            may split an expert's tokens over its replicas: ``"tokens"``, ``"random"``, ``"round_robin"``.
+        method: ``"exact"`` (minimum possible a_max), ``"greedy"`` (AEBS as the paper prints it), ``"cost"`` (smallest
+            cost of the costliest instance by `cost`, may split an expert's tokens over its replicas), or a baseline
+            that may split them: ``"tokens"``, ``"random"``, ``"round_robin"``.
         backend: ``"numba"``, ``"reference"`` (plain Python), ``"triton"`` (methods exact and greedy, on a GPU), or
             ``"auto"``: triton for a tensor on a GPU, else numba. A CPU backend copies such a tensor there and back.
-        cost: reserved for method ``"cost"``, which is not in this version.
+        cost: of one expert, for method ``"cost"`` and no other.
 
     Raises:
-        JanusError: ``sched.method``, ``sched.backend``, ``sched.input``, ``sched.dtype``, ``sched.shape``,
+        JanusError: ``sched.method``, ``sched.cost``, ``sched.backend``, ``sched.input``, ``sched.dtype``, ``sched.shape``,
             ``sched.range``, ``sched.placement``, ``placement.layer``.
 
     Example:
@@ -83,7 +85,7 @@ def balance(
         name = choose(backend, method, "cpu")
     if name == "triton":
         return _on_device(topk_ids, placement, row, method)
-    tables = LayerTables.build(placement, row, method)
+    tables = LayerTables.build(placement, row, method, check_cost(method, cost))
     work = Workspace(tables.num_experts, tables.num_instances, tables.num_slots)
     ids = host_ids(topk_ids, tables.num_slots)  # host sync here when topk_ids is on an accelerator
     room = Room(ids, len(ids), as_tensor=is_tensor(topk_ids))
@@ -155,7 +157,7 @@ class Balancer:
         backend: str = "auto",
         max_tokens: int,
         device: Any = "cpu",
-        cost: None = None,
+        cost: RooflineCost | None = None,
         num_layers: int | None = None,
         record_load: bool = False,
         check_ids: bool | None = None,
@@ -164,9 +166,9 @@ class Balancer:
         self.placement, self.max_tokens = check_placement(placement), _check_max_tokens(max_tokens)
         self.backend = choose(backend, method, str(device).partition(":")[0])
         self.num_layers = _check_num_layers(num_layers, placement)
-        self._engine = self._make_engine(device, check_ids, record_load)
+        self._engine = self._make_engine(device, cost, check_ids, record_load)
 
-    def _make_engine(self, device: Any, check_ids: bool | None, record_load: bool) -> Any:
+    def _make_engine(self, device: Any, cost: RooflineCost | None, check_ids: bool | None, record_load: bool) -> Any:
         if self.backend == "triton":
             from janus.sched.device import DeviceEngine
 
@@ -175,7 +177,7 @@ class Balancer:
         if check_ids is False:
             rule = "check_ids=False is for a GPU; on the CPU the check is part of counting"
             raise JanusError("sched.option", f"{rule}, got backend {self.backend!r}; leave check_ids out")
-        options = {"num_layers": self.num_layers, "record_load": record_load}
+        options = {"cost": check_cost(self.method, cost), "num_layers": self.num_layers, "record_load": record_load}
         return HostEngine(self.placement, self.method, load(self.backend), self.max_tokens, **options)
 
     def __call__(self, topk_ids: Any, layer: int) -> Any:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from janus.errors import JanusError, known
+from janus.sched.cost import check_cost
 
 BACKENDS = ("reference", "numba", "triton")
-METHODS = ("exact", "greedy", "tokens", "random", "round_robin")
+METHODS = ("exact", "greedy", "cost", "tokens", "random", "round_robin")
 TRITON_METHODS = ("exact", "greedy")
 KERNEL_LIMITS = {"experts": 512, "instances": 128, "experts per token": 16, "tokens": 16384}
 
@@ -30,12 +31,18 @@ class Backend(Protocol):
 
 
 def check_method(method: str, cost: object) -> str:
-    """Return `method`, or refuse it by name."""
-    if method == "cost" or cost is not None:
-        got = f"method={method!r}, cost={cost!r}"
-        rule = "the roofline method 'cost' (and cost=) is not in this version"
-        raise JanusError("sched.method", f"{rule}; got {got}; choose one of {', '.join(map(repr, METHODS))}")
-    return known(method, METHODS, "method", "sched.method")
+    """Return `method`, or refuse it by name, or for want or excess of `cost`."""
+    known(method, METHODS, "method", "sched.method")
+    check_cost(method, cost)
+    return method
+
+
+def check_without_cost(method: str, what: str, remedy: str) -> str:
+    """Return `method` where nobody can give `cost`: ``"cost"`` is refused with the remedy."""
+    if known(method, METHODS, what, "sched.method") == "cost":
+        rule = f"{what} cannot be 'cost' here, because the times of an expert cannot be given"
+        raise JanusError("sched.cost", f"{rule}; {remedy}, or choose 'exact'")
+    return method
 
 
 def choose(backend: str, method: str, device_type: str, *, may_copy: bool = False) -> str:

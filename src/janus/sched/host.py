@@ -23,6 +23,7 @@ class HostEngine:
         method: checked name.
         backend: the module of a backend.
         max_tokens: most tokens of one call.
+        cost: picoseconds of (reading one expert, one token) for method ``"cost"``.
         num_layers: L, rows of the statistics.
         record_load: count the entries of each expert.
 
@@ -40,11 +41,12 @@ class HostEngine:
         backend: Backend,
         max_tokens: int,
         *,
+        cost: tuple[int, int] | None = None,
         num_layers: int = 1,
         record_load: bool = False,
     ) -> None:
         self.method, self._backend, self.max_tokens = method, backend, max_tokens
-        self._tables = [LayerTables.build(placement, row, method) for row in range(placement.num_layers)]
+        self._tables = [LayerTables.build(placement, row, method, cost) for row in range(placement.num_layers)]
         first = self._tables[0]
         self.work = Workspace(first.num_experts, first.num_instances, first.num_slots)
         self.sums: npt.NDArray[np.int64] = np.zeros((num_layers, len(SUMS)), dtype=np.int64)

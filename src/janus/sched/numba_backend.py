@@ -36,6 +36,10 @@ def fill(
 ) -> int:
     """Same contract as `reference.fill`; `ids` and `out` int32 or int64, C-contiguous and writeable."""
     t = tables
+    if method == "cost":
+        from janus.sched import cost_numba  # uses this file
+
+        return cost_numba.fill(ids, out, tables, work)
     if method in SPLITS:
         return split(ids, out, t.log2phy, t.logcnt, t.num_instances, work.flat, t.num_slots, SPLITS[method])
     return choose(ids, out, t.phy2log, t.log2phy, t.order, t.num_instances, work.flat, method == "exact")
@@ -83,6 +87,15 @@ def carve(flat: Any, E: int, G: int, R: int) -> Any:
 @compiled
 def choose(ids: Any, out: Any, phy2log: Any, log2phy: Any, order: Any, G: int, flat: Any, exact: bool) -> int:
     """One replica for every activated expert."""
+    bad = settle(ids, phy2log, log2phy, order, G, flat, exact)
+    if bad < 0:
+        rewrite(ids, out, flat[len(order) + 1 : 2 * len(order) + 2])
+    return bad
+
+
+@compiled
+def settle(ids: Any, phy2log: Any, log2phy: Any, order: Any, G: int, flat: Any, exact: bool) -> int:
+    """`choose` up to the assignment: everything but the ids."""
     E, R = len(order), len(phy2log)
     tokens, replica, per_slot, bound, load, spent, queue, level = carve(flat, E, G, R)
     bad = count(ids, tokens, E)
@@ -92,7 +105,6 @@ def choose(ids: Any, out: Any, phy2log: Any, log2phy: Any, order: Any, G: int, f
     if exact:
         while shift(replica, per_slot, bound[0], load, queue, level, phy2log, log2phy):
             pass
-    rewrite(ids, out, replica)
     return -1
 
 

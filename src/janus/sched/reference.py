@@ -36,6 +36,10 @@ def fill(
                 pass
         # rewrite
         physical = [replica[e] if e >= 0 else -1 for e in entries]
+    elif method == "cost":
+        from janus.sched.cost_reference import balance_cost  # uses this file
+
+        physical = balance_cost(entries, tokens, bound, tables)
     else:  # baselines: entry by entry
         physical = SPLITS[method](entries, tables)
     _describe(entries, physical, tables, work)

@@ -19,6 +19,7 @@ class LayerTables:
         logcnt: int32 [E], replicas of each expert.
         order: int32 [E], the order in which experts are given their replica.
         num_instances: G.
+        cost: picoseconds of (reading one expert, one token) for method ``"cost"``, else None.
     """
 
     phy2log: IntArray
@@ -26,6 +27,7 @@ class LayerTables:
     logcnt: IntArray
     order: IntArray
     num_instances: int
+    cost: tuple[int, int] | None = None
 
     @property
     def num_experts(self) -> int:
@@ -43,14 +45,16 @@ class LayerTables:
         return len(self.phy2log) // self.num_instances
 
     @classmethod
-    def build(cls, placement: Placement, row: int, method: str) -> LayerTables:
+    def build(cls, placement: Placement, row: int, method: str, cost: tuple[int, int] | None = None) -> LayerTables:
         """Tables of row `row` of `placement.slots`, in the order that `method` wants."""
         logcnt = placement.logcnt[row].copy()
         # exact: fewest replicas first; greedy: experts without a choice first; ties by expert id (stable sort)
         key = np.minimum(logcnt, 2) if method == "greedy" else logcnt
         order = np.argsort(key, kind="stable").astype(np.int32)
         # copies: a read-only array is another type to numba and would be compiled for once more
-        return cls(placement.phy2log[row].copy(), placement.log2phy[row].copy(), logcnt, order, placement.num_instances)
+        return cls(
+            placement.phy2log[row].copy(), placement.log2phy[row].copy(), logcnt, order, placement.num_instances, cost
+        )
 
 
 class Workspace:
@@ -64,6 +68,7 @@ class Workspace:
         load: int32 [G], activated slots of each instance.
         tokens_per_slot: int32 [R], routing entries sent to each physical slot.
         bound: int32 [1], lower bound of a_max.
+        wide: int64, what method ``"cost"`` counts in picoseconds and where its search has been.
     """
 
     def __init__(self, num_experts: int, num_instances: int, num_slots: int) -> None:
@@ -71,3 +76,4 @@ class Workspace:
         self.flat = np.zeros(sum(sizes), dtype=np.int32)
         tokens, replica, self.tokens_per_slot, self.bound, self.load, *_ = np.split(self.flat, np.cumsum(sizes)[:-1])
         self.tokens, self.replica = tokens[:num_experts], replica[:num_experts]
+        self.wide = np.zeros(8 * num_instances + 2 * (num_experts + 1) + num_slots, dtype=np.int64)
