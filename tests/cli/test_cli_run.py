@@ -221,9 +221,9 @@ def test_text_of_a_result(capsys):
         "tpot_ms": 2.5,
         "traffic": traffic,
     }
-    means = [{"batches": 5, "a_max_mean": 2.0}, {"batches": 5, "a_max_mean": 3.0}]
+    means = [{"batches": 5, "a_max": 2.0}, {"batches": 5, "a_max": 3.0}]
     expert = {"rank": 1, "role": "expert", "layers": means}
-    routed_elsewhere = {"rank": 2, "role": "expert", "layers": [{"batches": 0, "a_max_mean": 0.0}]}
+    routed_elsewhere = {"rank": 2, "role": "expert", "layers": [{"batches": 0, "a_max": None}]}
     rows = [{"tokens": [5, 6], "text": None}, {"tokens": [7], "text": "word"}]
     print_result({"completions": rows, "stats": [attention, expert, routed_elsewhere]}, as_json=False)
     assert capsys.readouterr().out.splitlines() == [

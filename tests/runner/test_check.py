@@ -8,7 +8,7 @@ from janus import JanusError, Placement, Topology
 from janus.experts.live import LiveModel
 from janus.runner.check import _compare_routes, _route_digest, check_source, checked_placement, contract
 from janus.runner.clock import Clock
-from janus.runner.expert import ExpertServer, LayerLoad
+from janus.runner.expert import ExpertServer
 from janus.sched import Balancer
 
 PLACEMENT = Placement.contiguous(16, 2)
@@ -93,11 +93,3 @@ def test_a_server_holds_its_slots_and_routes_like_the_model():
     assert torch.equal(weights, want_weights)
     ids, weights = part.route(0, torch.empty(0, 64))
     assert ids.shape == weights.shape == (0, 3)
-
-
-def test_the_load_of_a_layer_counts_distinct_slots_per_instance():
-    load = LayerLoad()
-    load.add(torch.tensor([[0, 5], [0, 6], [-1, 6]]), slots_per_instance=4)  # instance 0: slot 0; instance 1: 5 and 6
-    load.add(torch.tensor([[1, 2], [3, 0]]), slots_per_instance=4)
-    load.add(torch.empty(0, 2).long(), slots_per_instance=4)
-    assert (load.batches, load.tokens, load.a_max_sum, load.a_max_worst) == (3, 5, 6, 4)

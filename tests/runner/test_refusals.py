@@ -8,7 +8,6 @@ import tiny
 import torch
 
 from janus import DisaggregatedRunner, JanusError, Placement, Topology
-from janus.runner.expert import LayerLoad
 
 TOPOLOGY = Topology.parse("1A2E")
 
@@ -85,15 +84,12 @@ def test_a_live_model_is_not_cast_silently_nor_left_as_it_is_silently():
 
 def test_routing_of_a_batch_that_a_lost_peer_cut_short_is_left_out():
     runner = object.__new__(DisaggregatedRunner)  # an expert rank after a PeerLost in layer 1 of its second batch
-    loads = [
-        LayerLoad(ids=[np.full((n, 2), layer, dtype=np.int16) for n in sizes])
-        for layer, sizes in ((0, (3, 2)), (1, (3,)))
-    ]
-    runner.role, runner.record, runner._server = "expert", True, SimpleNamespace(loads=loads)
+    recorded = [[np.full((n, 2), layer, dtype=np.int16) for n in sizes] for layer, sizes in ((0, (3, 2)), (1, (3,)))]
+    runner.role, runner.record, runner._server = "expert", True, SimpleNamespace(recorded=recorded)
     runner.placement = Placement.contiguous(4, 2)
     assert runner.batch_sizes() == [3]
     assert runner.routing().ids[:, :, 0].tolist() == [[0, 1]] * 3
-    loads[1].ids.clear()
+    recorded[1].clear()
     with pytest.raises(JanusError, match="nothing was recorded"):
         runner.routing()
 

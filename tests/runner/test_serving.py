@@ -159,9 +159,20 @@ def test_stats_tell_where_time_and_bytes_went(wide):
     assert sum(s["tokens"] for s in stats[:2]) == sum(map(len, wide["replicas"]["completions"]))
     layers = [s["layers"] for s in stats[2:]]
     assert all(part == layers[0] for part in layers)  # every instance saw the same batches and the same choice
-    assert all(0 < x["a_max_mean"] <= x["a_max_worst"] <= 6 for x in layers[0])
+    assert all(0 < x["lower_bound"] <= x["a_max"] <= 6 for x in layers[0])
+    assert all(0 < x["tokens_mean"] <= x["tokens_max"] for x in layers[0])
     served = sum(map(len, PROMPTS)) + sum(len(c) - 1 for c in wide["replicas"]["completions"])
-    assert all(x["tokens"] == served for x in layers[0])  # no padding, nobody twice: the last token is not fed back
+    top_k = 3
+    assert all(
+        x["entries"] == top_k * served for x in layers[0]
+    )  # no padding, nobody twice: the last token is not fed back
+
+
+def test_stats_of_the_balancer_are_where_the_gate_is(wide):
+    stats = wide["replicas, attention gate"]["stats"]
+    assert ["layers" in s for s in stats] == [True] * 2 + [False] * 4
+    assert stats[0]["layers"] == stats[1]["layers"]  # both balance the whole batch
+    assert all(x["batches"] > 0 for x in stats[0]["layers"])
 
 
 @pytest.fixture(scope="module")

@@ -204,8 +204,8 @@ def _stats_line(stats: Json) -> str:
     words += [f"{t['messages']} messages {t['bytes']} bytes {link}" for link, t in stats.get("traffic", {}).items()]
     if stats.get("tpot_ms") is not None:
         words.insert(0, f"{stats['tokens']} tokens, {stats['tpot_ms']:.1f} ms per output token")
-    layers = [layer for layer in stats.get("layers", []) if layer["batches"]]  # none were routed here: other gate
+    layers = [layer for layer in stats.get("layers", []) if layer["batches"]]
     if layers:
-        mean = sum(layer["a_max_mean"] for layer in layers) / len(layers)
+        mean = sum(layer["a_max"] for layer in layers) / len(layers)
         words.insert(0, f"mean a_max {mean:.2f} over {len(layers)} layers")
     return ", ".join(words)

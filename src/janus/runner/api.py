@@ -21,7 +21,8 @@ from janus.runner.check import agree_ready, check_source, checked_placement, con
 from janus.runner.clock import Clock
 from janus.runner.expert import ExpertServer
 from janus.runner.generate import Batch, Generation, Sampling, check_prompts, check_room
-from janus.sched import Balancer, RooflineCost
+from janus.sched import Balancer, BalancerStats, RooflineCost
+from janus.sched.stats import MEANS
 from janus.types import Placement, RoutingTrace, Topology
 
 GATES = ("experts", "attention")
@@ -69,6 +70,7 @@ class DisaggregatedRunner:
     # Which of these exist follows from the role: `_need` stands before every use.
     _ex: Exchange
     _link: ExpertLink
+    _balancer: Balancer | None = None
     _server: ExpertServer
     _model: nn.Module
 
@@ -122,7 +124,7 @@ class DisaggregatedRunner:
         block = source.blocks[0]
         options = {
             "balance": self._balance,
-            "cost": str(self._cost),
+            "balance_cost": str(self._cost),
             "scope": self._scope,
             "weights_dtype": str(block.weights_dtype),
         }
@@ -147,26 +149,20 @@ class DisaggregatedRunner:
         agree_ready(self._ex, getattr(self, "_server", None), failure, self.topology)
 
     def _build(self, source: ExpertSource) -> None:
-        """This role's part of the model."""
+        """This role's part of the model, with the balancer where the gate is."""
+        if self.role == ("expert" if self.gate == "experts" else "attention"):
+            self._balancer = self._make_balancer(len(source.blocks))
         if self.role == "expert":
-            self._server = self._make_server(source)
+            instance = self.topology.instance(self.rank)
+            self._server = ExpertServer(source, self.placement, instance, self._balancer, self.record, self.clock)
         else:
-            self._link = self._make_link(source)
+            self._link = ExpertLink(self._ex, source.blocks, self._balancer, self._scope, self.clock, source.dtype)
             self._model = disaggregate(source.load_attention_side(), source.blocks, self._link, self.gate)
 
-    def _make_server(self, source: ExpertSource) -> ExpertServer:
-        balancer = self._balancer() if self.gate == "experts" else None
-        instance = self.topology.instance(self.rank)
-        return ExpertServer(source, self.placement, instance, balancer, self.record, self.clock)
-
-    def _make_link(self, source: ExpertSource) -> ExpertLink:
-        balancer = self._balancer() if self.gate == "attention" else None
-        return ExpertLink(self._ex, source.blocks, balancer, self._scope, self.clock, source.dtype)
-
-    def _balancer(self) -> Balancer:
+    def _make_balancer(self, num_layers: int) -> Balancer:
         most = self.max_tokens * self.topology.n_attention
         chosen = {"method": self._balance, "cost": self._cost, "backend": self._backend}
-        return Balancer(self.placement, **chosen, max_tokens=most, device="cpu")
+        return Balancer(self.placement, **chosen, max_tokens=most, num_layers=num_layers)
 
     @property
     def model(self) -> Any:
@@ -243,7 +239,12 @@ class DisaggregatedRunner:
         return self._gather(run.run(), len(prompts))
 
     def stats(self) -> dict[str, Any]:
-        """What this rank did so far: role, seconds by phase, traffic sent, TPOT (attention) or loads (experts)."""
+        """What this rank did so far: role, seconds by phase, traffic sent, TPOT (attention ranks).
+
+        Where the balancer runs (expert ranks, or attention ranks with the attention-side gate) also ``layers``: per MoE
+        layer the number of batches and routing entries, and the means of `BalancerStats` per batch, None before the
+        first one.
+        """
         out: dict[str, Any] = {"rank": self.rank, "role": self.role, "seconds": self.clock.to_dict()}
         if self.role != "idle":
             out["traffic"] = {
@@ -251,16 +252,8 @@ class DisaggregatedRunner:
             }
         if self.role == "attention":
             out |= self._attention_stats()
-        if self.role == "expert":
-            out["layers"] = [
-                {
-                    "batches": x.batches,
-                    "tokens": x.tokens,
-                    "a_max_mean": x.a_max_sum / max(1, x.batches),
-                    "a_max_worst": x.a_max_worst,
-                }
-                for x in self._server.loads
-            ]
+        if self._balancer is not None:
+            out["layers"] = _layer_rows(self._balancer.stats)
         return out
 
     def routing(self) -> RoutingTrace:
@@ -271,13 +264,13 @@ class DisaggregatedRunner:
             raise JanusError(
                 "runner.record", "nothing was recorded; make the runner with record=True and serve some tokens"
             )
-        ids = np.stack([np.concatenate(load.ids[:whole]) for load in self._server.loads], axis=1)
+        ids = np.stack([np.concatenate(ids[:whole]) for ids in self._server.recorded], axis=1)
         return RoutingTrace(ids, self.placement.num_experts, source="recorded by DisaggregatedRunner")
 
     def batch_sizes(self) -> list[int]:
         """Tokens of every batch behind `routing()`, in order served; one cut short by a lost peer is left out."""
         self._need("expert", "batch_sizes()")
-        return [len(ids) for ids in self._server.loads[-1].ids]  # layers are served in order: the last has the fewest
+        return [len(ids) for ids in self._server.recorded[-1]]  # layers are served in order: the last has the fewest
 
     def close(self) -> None:
         """Leave; on the attention side this ends the expert side's `serve()`. Bounded, may be called again."""
@@ -333,6 +326,16 @@ class DisaggregatedRunner:
             "tokens": sum(timing.tokens for timing in timings),
             "tpot_ms": 1e3 * sum(steps) / len(steps) if steps else None,
         }
+
+
+def _layer_rows(stats: BalancerStats) -> list[dict[str, Any]]:
+    columns = {name: getattr(stats, name).tolist() for name in MEANS}
+    rows = zip(stats.batches.tolist(), stats.column("entries").tolist(), *columns.values(), strict=True)
+    return [
+        {"batches": batches, "entries": entries}
+        | {name: value if batches else None for name, value in zip(columns, means, strict=True)}
+        for batches, entries, *means in rows
+    ]
 
 
 def _open_source(model_or_path: str | Path | nn.Module, dtype: torch.dtype | None) -> ExpertSource:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,27 +16,6 @@ from janus.experts.slots import ExpertLayout, ExpertSlots
 from janus.runner.clock import Clock
 from janus.sched import Balancer
 from janus.types import Placement
-
-
-@dataclass
-class LayerLoad:
-    """What one MoE layer saw so far: batches, tokens, and the sum and maximum of a_max over batches."""
-
-    batches: int = 0
-    tokens: int = 0
-    a_max_sum: int = 0
-    a_max_worst: int = 0
-    ids: list[npt.NDArray[np.int16]] = field(default_factory=list)
-
-    def add(self, physical_TK: torch.Tensor, slots_per_instance: int) -> None:
-        """Count one batch."""
-        chosen = np.unique(physical_TK.numpy())
-        chosen = chosen[chosen >= 0]
-        a_max = int(np.bincount(chosen // slots_per_instance).max()) if len(chosen) else 0
-        self.batches += 1
-        self.tokens += len(physical_TK)
-        self.a_max_sum += a_max
-        self.a_max_worst = max(self.a_max_worst, a_max)
 
 
 class ExpertServer:
@@ -73,7 +51,7 @@ class ExpertServer:
         self.routers: list[nn.Module] = (
             [source.router(block) for block in source.blocks] if balancer is not None else []
         )
-        self.loads = [LayerLoad() for _ in source.blocks]
+        self.recorded: list[list[npt.NDArray[np.int16]]] = [[] for _ in source.blocks]
 
     def _load(self, source: ExpertSource, layer: int, block: MoEBlock) -> ExpertSlots:
         experts = self.placement.slots[self.placement.layer(layer), self.instance].tolist()
@@ -113,9 +91,8 @@ class ExpertServer:
             ids_TK, weights_TK = self.route(layer, x_TH)
         with self.clock.phase("balance"):
             physical_TK = balancer(ids_TK, layer)
-        self.loads[layer].add(physical_TK, self.placement.slots_per_instance)
         if self.record:
-            self.loads[layer].ids.append(ids_TK.numpy().astype(np.int16))
+            self.recorded[layer].append(ids_TK.numpy().astype(np.int16))
         return physical_TK, weights_TK
 
     def route(self, layer: int, x_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,6 +10,9 @@ import numpy.typing as npt
 # One row of sums per layer, in this order; the compiled tallies and the Triton kernel write it by position.
 SUMS = ("batches", "entries", "experts", "slots", "a_max", "lower_bound", "tokens_max", "bad_ids")
 
+# what can be had per batch
+MEANS = ("a_max", "lower_bound", "experts", "tokens_max", "tokens_mean")
+
 
 @dataclass(frozen=True, eq=False)
 class BalancerStats:
@@ -85,6 +88,3 @@ class BalancerStats:
     def _mean(self, name: str) -> npt.NDArray[np.float64]:
         with np.errstate(invalid="ignore"):
             return self.column(name) / self.batches
-
-
-MEANS = ("a_max", "lower_bound", "experts", "tokens_max", "tokens_mean")
