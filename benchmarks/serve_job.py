@@ -118,12 +118,15 @@ def _options(case: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from janus import Placement
+    from janus.sched import RooflineCost
 
     options = dict(case.get("options", {}))
     if "placement" in options:
         options["placement"] = Placement.from_dict(options["placement"])
     if "dtype" in options:
         options["dtype"] = getattr(torch, options["dtype"])
+    if "cost" in options:
+        options["cost"] = RooflineCost(*options["cost"])
     return options
 
 

@@ -61,6 +61,7 @@ def _case(**fields):
     return {"prompts": PROMPTS, "max_new_tokens": LIMIT, **fields}
 
 
+COST = {"balance": "cost", "cost": [0.01, 1.0]}  # tokens set the time
 SAMPLED = {"do_sample": True, "temperature": 3.0, "top_k": 20, "top_p": 0.9, "seed": 7}
 
 
@@ -81,6 +82,10 @@ def wide(folders):
         "replicas, each rank alone": _case(
             folder=v3, options={"placement": REPLICAS, "gate": "attention", "scope": "rank"}
         ),
+        "cost": _case(folder=v3, options={"placement": REPLICAS, **COST}),
+        "cost, attention gate": _case(folder=v3, options={"placement": REPLICAS, "gate": "attention", **COST}),
+        "cost differs": _case(folder=v3, options=COST, ranks={"3": {"options": {**COST, "cost": [1.0, 2.0]}}}),
+        "cost missing": _case(folder=v3, options={"balance": "cost"}),
         "chunks": _case(folder=v3, options={"max_tokens": 16}),
         "live": _case(family="olmoe"),
         "sampled": _case(folder=mixtral, generate=SAMPLED),
@@ -113,7 +118,16 @@ def test_tokens_are_those_of_the_undivided_model(wide, family, gate):
 
 @pytest.mark.parametrize(
     "case",
-    ["gather", "gather, attention gate", "replicas", "replicas, attention gate", "replicas, each rank alone", "chunks"],
+    [
+        "gather",
+        "gather, attention gate",
+        "replicas",
+        "replicas, attention gate",
+        "replicas, each rank alone",
+        "chunks",
+        "cost",
+        "cost, attention gate",
+    ],
 )
 def test_no_option_changes_the_tokens(wide, case):
     assert wide[case]["completions"] == greedy("deepseek_v3")
@@ -134,6 +148,8 @@ def test_few_or_no_prompts(wide):
     [
         ("hidden size", "comm.contract", "hidden_size"),
         ("dtype", "comm.contract", "dtype"),
+        ("cost differs", "comm.contract", "token_us=2.0"),
+        ("cost missing", "sched.cost", "RooflineCost(read_us=..., token_us=...)"),
         ("router", "router.disagree", "MoE layer 1"),
         ("router logits", "model.router", "output_router_logits"),
         ("one broken rank", "checkpoint.missing", "rank 1 (attention)"),
