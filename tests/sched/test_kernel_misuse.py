@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 
 from janus import JanusError
@@ -50,6 +51,12 @@ def test_arrays_that_torch_would_not_take_are_copied():
     for ids in (host.astype(">i8"), host.astype(">i4"), frozen):
         got = balance(ids, THREE, backend="triton") if DEVICE == "cpu" else None
         assert got is None or got.physical_ids.tolist() == [[3, 6], [2, -1]]
+
+
+def test_a_mask_is_not_passed_over():
+    hidden = np.ma.masked_array(GOOD.cpu().numpy(), mask=[[1, 0], [0, 0]])
+    with pytest.raises(JanusError, match=r"filled\(-1\)"):
+        balance(hidden, THREE, backend="triton")
 
 
 def test_a_balancer_made_under_inference_mode_serves_outside_it():

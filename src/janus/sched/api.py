@@ -73,7 +73,7 @@ def balance(
 
     Raises:
         JanusError: ``sched.method``, ``sched.cost``, ``sched.backend``, ``sched.input``, ``sched.dtype``, ``sched.shape``,
-            ``sched.range``, ``sched.placement``, ``placement.layer``.
+            ``sched.range``, ``sched.limit``, ``sched.placement``, ``placement.layer``.
 
     Example:
         >>> import numpy as np
@@ -133,17 +133,18 @@ class Balancer:
         method: as in `balance`; ``"exact"`` and ``"greedy"`` on a GPU.
         backend: as in `balance`; ``"auto"`` takes numba on the CPU and triton on a GPU.
         cost: as in `balance`.
-        max_tokens: most tokens T of one call.
+        max_tokens: most tokens T of one call, at most 2**24 (16,384 on a GPU).
         device: ``"cpu"`` or ``"cuda"`` (or one of several: ``"cuda:1"``); where topk_ids will be.
         num_layers: L, for a placement whose one map serves every layer: rows of `stats` and `expert_load`. Default 1
             there, which adds all layers up; a placement of several maps has its own.
         record_load: count the entries of each expert in `expert_load`.
         check_ids: refuse ids out of range with ``sched.range``. Default: on the CPU, where it costs nothing. On a GPU
-            it costs a host sync per call; unchecked, such an id becomes -1 and `stats` counts it in ``bad_ids``.
+            it costs a host sync per call, which no CUDA graph captures; unchecked, such an id becomes -1 and `stats`
+            counts it in ``bad_ids``.
 
     Raises:
-        JanusError: as `balance`, and ``sched.device``, ``sched.max_tokens``, ``sched.limit`` (a GPU takes at most 512
-            experts, 128 instances and 16 experts per token), ``sched.contiguous`` (on a GPU).
+        JanusError: as `balance`, and ``sched.device``, ``sched.max_tokens``, ``sched.option``, ``sched.limit`` (a GPU
+            takes at most 512 experts, 128 instances and 16 experts per token), ``sched.contiguous`` (on a GPU).
 
     Example:
         >>> import numpy as np

@@ -42,8 +42,7 @@ def host_ids(topk_ids: Any, num_slots: int) -> Ids:
     elif not isinstance(topk_ids, np.ndarray):
         rule = "topk_ids must be a NumPy array or a torch tensor [T, K]"
         raise JanusError("sched.input", f"{rule}, got {type(topk_ids).__name__}; np.asarray(...) makes one")
-    elif isinstance(topk_ids, np.ma.MaskedArray):
-        raise JanusError("sched.input", "a masked array hides entries that would count; pass topk_ids.filled(-1)")
+    refuse_masked(topk_ids)
     if topk_ids.dtype.kind not in "iu":
         raise _not_integers(topk_ids.dtype)
     if topk_ids.ndim != 2:
@@ -56,6 +55,12 @@ def host_ids(topk_ids: Any, num_slots: int) -> Ids:
         rule = f"physical ids up to {num_slots - 1} must fit the dtype of topk_ids"
         raise JanusError("sched.dtype", f"{rule}, got {topk_ids.dtype}; widen topk_ids, e.g. to int32")
     return topk_ids
+
+
+def refuse_masked(topk_ids: Any) -> None:
+    """Refuse an array whose mask nobody here would look at."""
+    if isinstance(topk_ids, np.ma.MaskedArray):
+        raise JanusError("sched.input", "a masked array hides entries that would count; pass topk_ids.filled(-1)")
 
 
 def _on_host(ids: Any) -> npt.NDArray[Any]:

@@ -14,6 +14,7 @@ import torch
 
 from janus.errors import JanusError
 from janus.sched import kernel as _kernel
+from janus.sched.arrays import refuse_masked
 from janus.sched.backends import KERNEL_LIMITS
 from janus.sched.host import check_tokens
 from janus.sched.stats import SUMS
@@ -235,6 +236,7 @@ class DeviceEngine:
 
 def as_tensor(topk_ids: Any) -> torch.Tensor:
     """`topk_ids` as a tensor: NumPy arrays become CPU tensors, other things a `JanusError`."""
+    refuse_masked(topk_ids)
     if isinstance(topk_ids, np.ndarray) and topk_ids.dtype.kind in "iu":
         # a copy: what is read-only or of another byte order is no tensor
         return torch.from_numpy(np.array(topk_ids, dtype=topk_ids.dtype.newbyteorder("="), order="C"))
