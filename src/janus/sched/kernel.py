@@ -161,17 +161,19 @@ def _per_instance(
     load = tl.zeros([GP], tl.int32)
     spent = tl.zeros([GP], tl.int32)
     for first in range(0, C, CB):
-        c = first + tl.arange(0, CB)
-        entry = tl.load(slots + c[:, None] * GP + lanes[None, :], mask=c[:, None] < C, other=-1)
-        if SINGLES:
-            n = tl.load(tokens + entry, mask=entry >= 0, other=0)
-        else:
-            e = tl.where(entry >= 0, entry, -2 - entry)
-            chosen = tl.load(replica + e, mask=entry != -1, other=-1)
-            mine = (entry != -1) & (chosen == c[:, None] + lanes[None, :] * C)
-            n = tl.load(tokens + e, mask=mine, other=0)
-        load += tl.sum((n > 0).to(tl.int32), 0)
-        spent += tl.sum(n, 0)
+        # a row of slots at a time: sums of a tile would cross the lanes
+        for c in tl.static_range(CB):
+            row = first + c + lanes * 0
+            entry = tl.load(slots + row * GP + lanes, mask=row < C, other=-1)
+            if SINGLES:
+                n = tl.load(tokens + entry, mask=entry >= 0, other=0)
+            else:
+                e = tl.where(entry >= 0, entry, -2 - entry)
+                chosen = tl.load(replica + e, mask=entry != -1, other=-1)
+                mine = (entry != -1) & (chosen == row + lanes * C)
+                n = tl.load(tokens + e, mask=mine, other=0)
+            load += (n > 0).to(tl.int32)
+            spent += n
     return load, spent
 
 
