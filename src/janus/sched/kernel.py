@@ -10,6 +10,7 @@ Letters with a P are padded to a power of two: EP >= E lanes of experts, GP >= G
 # Inside @triton.jit this is Triton's language, whose types and calls are not those of Python:
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
 # pyright: reportCallIssue=false, reportIndexIssue=false, reportReturnType=false, reportAssignmentType=false
+# pyright: reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
