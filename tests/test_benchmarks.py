@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import bench_sched
@@ -144,6 +145,20 @@ def test_the_suite_runs_a_part_in_the_interpreter_and_writes_where(tmp_path):
     )
     assert written["machine"]["cores"] == os.cpu_count()
     assert f"2 of 2 bars met; 0 of 1 parts failed; {tmp_path / 'gpu.json'}" in done.stdout
+
+
+def test_a_cut_of_the_kernel_can_be_timed():
+    code = """
+        import sys
+        sys.path.insert(0, "benchmarks/gpu")
+        import torch, sched_cut
+        from janus.types import Placement
+        print(*sched_cut.times(sched_cut.Launch(), Placement([[0, 1]], 2), {1: [torch.tensor([[0]])]}))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    env = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=env, cwd=ROOT)
+    assert done.stdout == "1\n", done.stderr
 
 
 @pytest.fixture

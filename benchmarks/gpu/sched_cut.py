@@ -32,7 +32,7 @@ def times(launch: Launch, placement: Any, batches: dict[int, Any]) -> dict[int, 
     engine = DeviceEngine(
         placement, "exact", on_gpu.MAX_TOKENS, on_gpu.DEVICE, check_ids=False, record_load=False, launch=launch
     )
-    return {B: spread(on_gpu.in_graph(lambda x: engine(x, 0), ids))[1] for B, ids in batches.items()}
+    return {B: spread(on_gpu.in_graph(lambda x: engine(x, 0, 0), ids))[1] for B, ids in batches.items()}
 
 
 def main() -> None:

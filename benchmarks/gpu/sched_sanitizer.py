@@ -1,4 +1,8 @@
-"""GPU: NVIDIA's compute-sanitizer watches the balancer's kernels for races and accesses out of bounds, where it is installed."""
+"""GPU: NVIDIA's compute-sanitizer watches the kernels for accesses out of bounds, and for races in shared memory alone.
+
+The scratch that lanes exchange lies in global memory, which no tool of it watches for races: `sched_ids` and the
+thousand equal runs of the GPU tests speak of that.
+"""
 
 from __future__ import annotations
 

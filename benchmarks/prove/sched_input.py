@@ -84,6 +84,7 @@ def cases() -> list[Case]:
         Case("three dimensions", "sched.shape", np.zeros((1, 2, 3), dtype="i8")),
         Case("a list", "sched.input", [[0, 1]]),
         Case("None", "sched.input", None),
+        Case("an array that masks entries", "sched.input", np.ma.masked_array(GOOD, mask=[[1, 0], [0, 0]])),
         Case("strided", "works", strided, {"triton": "works or sched.contiguous"}),
         Case("column by column", "works", np.asfortranarray(GOOD), {"triton": "works or sched.contiguous"}),
         Case("17 experts per token", "works", np.zeros((2, 17), dtype="i8"), {"triton": "sched.limit"}),
@@ -94,6 +95,13 @@ def cases() -> list[Case]:
             torch.empty((2, 2), dtype=torch.int64, device="meta"),
             doors=only,
         ),
+        Case(
+            "a tensor without data",
+            "sched.input",
+            torch.empty((2, 2), dtype=torch.int64, device="meta"),
+            {"triton": "sched.device"},
+            doors=("balance",),
+        ),
         Case("a placement that is none", "sched.placement", placement=[[0, 1], [1, 0]]),
         Case(
             "a layer beyond the placement's", "placement.layer", placement=Placement([PLACEMENT.slots[0]], 6), layer=1
@@ -102,6 +110,10 @@ def cases() -> list[Case]:
         Case("an unknown method", "sched.method", options={"method": "fastest"}),
         Case("max_tokens that is no number", "sched.max_tokens", options={"max_tokens": "8"}, doors=only),
         Case("a negative max_tokens", "sched.max_tokens", options={"max_tokens": -1}, doors=only),
+        Case("a max_tokens that no memory holds", "sched.max_tokens", options={"max_tokens": 2**62}, doors=only),
+        Case("a num_layers that no memory holds", "sched.option", options={"num_layers": 2**62}, doors=only),
+        Case("a switch that is no truth value", "sched.option", options={"record_load": "yes"}, doors=only),
+        Case("a device with no number", "sched.device", options={"device": "cuda:x"}, doors=only),
         Case("a device there is none of", "sched.device", options={"device": "cuda:99"}, doors=only),
         Case("a device that is no device", "sched.device", options={"device": "gpu"}, doors=only),
         *COST,
@@ -124,6 +136,8 @@ COST = [
 def on(ids: Any, backend: str) -> Any:
     """The batch where the backend runs; what has no data stays where it is."""
     if DEVICE[backend] == "cpu" or not isinstance(ids, (np.ndarray, torch.Tensor)) or getattr(ids, "is_meta", False):
+        return ids
+    if isinstance(ids, np.ma.MaskedArray):  # torch would drop the mask
         return ids
     return torch.from_numpy(ids).to(DEVICE[backend]) if isinstance(ids, np.ndarray) else ids.to(DEVICE[backend])
 

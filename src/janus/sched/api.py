@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,12 @@ from janus.sched.cost import RooflineCost, check_cost
 from janus.sched.host import HostEngine
 from janus.sched.stats import BalancerStats
 from janus.sched.tables import LayerTables, Workspace
-from janus.types.checks import integer
+from janus.types.checks import integer, shown
 from janus.types.placement import IntArray, Placement
+
+# keep a mistyped number from filling the memory
+MAX_TOKENS = 2**24
+MAX_LAYERS = 2**16
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +73,7 @@ def balance(
 
     Raises:
         JanusError: ``sched.method``, ``sched.cost``, ``sched.backend``, ``sched.input``, ``sched.dtype``, ``sched.shape``,
-            ``sched.range``, ``sched.placement``, ``placement.layer``.
+            ``sched.range``, ``sched.limit``, ``sched.placement``, ``placement.layer``.
 
     Example:
         >>> import numpy as np
@@ -128,17 +133,18 @@ class Balancer:
         method: as in `balance`; ``"exact"`` and ``"greedy"`` on a GPU.
         backend: as in `balance`; ``"auto"`` takes numba on the CPU and triton on a GPU.
         cost: as in `balance`.
-        max_tokens: most tokens T of one call.
+        max_tokens: most tokens T of one call, at most 2**24 (16,384 on a GPU).
         device: ``"cpu"`` or ``"cuda"`` (or one of several: ``"cuda:1"``); where topk_ids will be.
         num_layers: L, for a placement whose one map serves every layer: rows of `stats` and `expert_load`. Default 1
             there, which adds all layers up; a placement of several maps has its own.
         record_load: count the entries of each expert in `expert_load`.
         check_ids: refuse ids out of range with ``sched.range``. Default: on the CPU, where it costs nothing. On a GPU
-            it costs a host sync per call; unchecked, such an id becomes -1 and `stats` counts it in ``bad_ids``.
+            it costs a host sync per call, which no CUDA graph captures; unchecked, such an id becomes -1 and `stats`
+            counts it in ``bad_ids``.
 
     Raises:
-        JanusError: as `balance`, and ``sched.device``, ``sched.max_tokens``, ``sched.limit`` (a GPU takes at most 512
-            experts, 128 instances and 16 experts per token), ``sched.contiguous`` (on a GPU).
+        JanusError: as `balance`, and ``sched.device``, ``sched.max_tokens``, ``sched.option``, ``sched.limit`` (a GPU
+            takes at most 512 experts, 128 instances and 16 experts per token), ``sched.contiguous`` (on a GPU).
 
     Example:
         >>> import numpy as np
@@ -164,8 +170,10 @@ class Balancer:
     ) -> None:
         self.method = check_method(method, cost)
         self.placement, self.max_tokens = check_placement(placement), _check_max_tokens(max_tokens)
-        self.backend = choose(backend, method, str(device).partition(":")[0])
+        self.backend = choose(backend, method, _device_type(device))
         self.num_layers = _check_num_layers(num_layers, placement)
+        record_load = _check_switch(record_load, "record_load")
+        check_ids = None if check_ids is None else _check_switch(check_ids, "check_ids")
         self._engine = self._make_engine(device, cost, check_ids, record_load)
 
     def _make_engine(self, device: Any, cost: RooflineCost | None, check_ids: bool | None, record_load: bool) -> Any:
@@ -188,7 +196,7 @@ class Balancer:
         if layer >= self.num_layers:
             rule = f"layer must lie in 0..{self.num_layers - 1}"
             raise JanusError("placement.layer", f"{rule}, got {layer}; give the model's MoE layers as num_layers")
-        return self._engine(topk_ids, row, layer)
+        return self._engine(topk_ids, row, operator.index(layer))  # an array of one number would index a copy
 
     @property
     def load(self) -> Any:
@@ -222,7 +230,7 @@ class Balancer:
 def _check_num_layers(num_layers: int | None, placement: Placement) -> int:
     if num_layers is None:
         return placement.num_layers
-    layers = integer(num_layers, "num_layers", "sched.option", low=1)
+    layers = integer(num_layers, "num_layers", "sched.option", low=1, high=MAX_LAYERS)
     if not placement.uniform and layers != placement.num_layers:
         rule = f"this placement has {placement.num_layers} maps, one per layer"
         raise JanusError("sched.option", f"{rule}, got num_layers={layers}; leave it out")
@@ -230,7 +238,18 @@ def _check_num_layers(num_layers: int | None, placement: Placement) -> int:
 
 
 def _check_max_tokens(max_tokens: Any) -> int:
-    if isinstance(max_tokens, bool) or not hasattr(max_tokens, "__index__") or max_tokens < 0:
-        rule = "max_tokens must be an integer >= 0, the most tokens of one call"
-        raise JanusError("sched.max_tokens", f"{rule}, got {max_tokens!r}")
-    return int(max_tokens)
+    return integer(max_tokens, "max_tokens", "sched.max_tokens", high=MAX_TOKENS)
+
+
+def _check_switch(value: Any, name: str) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise JanusError("sched.option", f"{name} must be True or False, got {shown(value)}")
+    return bool(value)
+
+
+def _device_type(device: Any) -> str:
+    """ "cpu" or "cuda" of "cpu", "cuda:1", ...; other words are left to `choose`."""
+    name, colon, index = str(device).partition(":")
+    if colon and not index.isdecimal():
+        raise JanusError("sched.device", f"a device is 'cpu', 'cuda' or 'cuda:1', got {shown(device)}")
+    return name

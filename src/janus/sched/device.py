@@ -14,6 +14,7 @@ import torch
 
 from janus.errors import JanusError
 from janus.sched import kernel as _kernel
+from janus.sched.arrays import refuse_masked
 from janus.sched.backends import KERNEL_LIMITS
 from janus.sched.host import check_tokens
 from janus.sched.stats import SUMS
@@ -98,12 +99,14 @@ class DeviceEngine:
             self.E, self.G, self.C, method, max_tokens=max_tokens, record_load=record_load, launch=launch
         )
         self.EP, self.GP = self._constants["EP"], self._constants["GP"]
-        with self._here():
+        # made inside inference mode, buffers could not be reset outside it
+        with self._here(), torch.inference_mode(False):
             self._tables = [self._table(placement, row, method) for row in range(placement.num_layers)]
             self._buffers(num_layers, record_load)
             for dtype in DTYPES:  # compile now what the first batch would wait for
-                self._launch_both(torch.zeros((0, 1), dtype=dtype, device=self.device), 0, 0)
-        self.reset()
+                ids = torch.zeros((0, 1), dtype=dtype, device=self.device)
+                self._solve(ids, self._count(ids), 0, 0)
+            self.reset()
 
     def _table(self, placement: Placement, row: int, method: str) -> tuple[torch.Tensor, torch.Tensor, int]:
         """What `kernel.solve` reads of one layer: the integer table, the sets of hosts, experts with one replica."""
@@ -134,7 +137,8 @@ class DeviceEngine:
         self._scratch = new(self._programs, 4, self.EP, dtype=torch.int32)
         self._last = new(2 * self.EP + self.GP + 3, dtype=torch.int32)
         self.sums = new(num_layers, len(SUMS), dtype=torch.int64)
-        self.expert_load = new(num_layers if record_load else 0, self.E, dtype=torch.int64)
+        # rows of EP, not E: a pointer aligned otherwise than the first layer's would be compiled for once more
+        self.expert_load = new(num_layers if record_load else 0, self.EP, dtype=torch.int64)[:, : self.E]
         # without a record the kernel is given some tensor that it leaves alone
         self._tallies = list(zip(self.sums, self.expert_load if record_load else self.sums, strict=True))
 
@@ -142,20 +146,26 @@ class DeviceEngine:
         """Physical ids [T, K] by map `row`, counted for `layer`: a view that the next call overwrites."""
         ids = self._checked(topk_ids)
         with self._here():
-            out = self._launch_both(ids, row, layer)
-        if self._check and int(self._last[-1]):  # host sync here
-            self._refuse(ids)
-        return out
+            parts = self._count(ids)
+            if self._check and int(self._wrong[:parts].sum()):  # host sync here; before anything is added up
+                self._refuse(ids)
+            return self._solve(ids, parts, row, layer)
 
-    def _launch_both(self, ids: torch.Tensor, row: int, layer: int) -> torch.Tensor:
+    def _count(self, ids: torch.Tensor) -> int:
+        """Launch `kernel.count`; how many programs left a row."""
         n, launch = ids.numel(), self._launch
-        out = self._out.view(ids.dtype)[:n]
         parts = max(1, min(launch.counters, -(-n // launch.counted)))
-        programs = max(1, min(self._programs, -(-n // launch.block)))
         kernel.count[(parts,)](
             ids, self._partial, self._wrong, n, -(-n // parts), self.E, self.EP, launch.count_block,
             num_warps=launch.warps,
         )  # fmt: skip
+        return parts
+
+    def _solve(self, ids: torch.Tensor, parts: int, row: int, layer: int) -> torch.Tensor:
+        """Launch `kernel.solve`; the view of the physical ids."""
+        n = ids.numel()
+        out = self._out.view(ids.dtype)[:n]
+        programs = max(1, min(self._programs, -(-n // self._launch.block)))
         table, masks, singles = self._tables[row]
         kernel.solve[(programs,)](
             ids, out, self._partial, self._wrong, table, masks, self._scratch, self._last, *self._tallies[layer],
@@ -166,6 +176,9 @@ class DeviceEngine:
     def _checked(self, topk_ids: Any) -> torch.Tensor:
         """What can be seen without asking the device."""
         ids = as_tensor(topk_ids)
+        if self._check and capturing(self.device):
+            rule = "check_ids=True waits for the GPU, and cannot be captured in a CUDA graph"
+            raise JanusError("sched.option", f"{rule}; make the Balancer without it, and watch stats.bad_ids")
         if ids.device != self.device:
             remedy = "move topk_ids there, or make the Balancer for their device"
             raise JanusError(
@@ -176,7 +189,8 @@ class DeviceEngine:
                 "sched.dtype", f"on a GPU topk_ids must be int32 or int64, got {ids.dtype}; cast them once"
             )
         if ids.ndim != 2:
-            raise JanusError("sched.shape", f"topk_ids must be [T, K], got shape {tuple(ids.shape)}")
+            remedy = "reshape to one row per token"
+            raise JanusError("sched.shape", f"topk_ids must be [T, K], got shape {tuple(ids.shape)}; {remedy}")
         if not ids.is_contiguous():
             remedy = "call topk_ids.contiguous() outside the captured part"
             raise JanusError("sched.contiguous", f"topk_ids must be contiguous, got strides {ids.stride()}; {remedy}")
@@ -193,7 +207,8 @@ class DeviceEngine:
         position = int(((flat < -1) | (flat >= self.E)).nonzero()[0, 0])
         t, k = divmod(position, ids.shape[1])
         rule = f"topk_ids hold -1 or an expert in 0..{self.E - 1}"
-        raise JanusError("sched.range", f"{rule}; token {t}, choice {k} holds {int(flat[position])}")
+        remedy = "was the placement made for this model?"
+        raise JanusError("sched.range", f"{rule}; token {t}, choice {k} holds {int(flat[position])}; {remedy}")
 
     @property
     def load(self) -> torch.Tensor:
@@ -221,13 +236,21 @@ class DeviceEngine:
 
 def as_tensor(topk_ids: Any) -> torch.Tensor:
     """`topk_ids` as a tensor: NumPy arrays become CPU tensors, other things a `JanusError`."""
+    refuse_masked(topk_ids)
     if isinstance(topk_ids, np.ndarray) and topk_ids.dtype.kind in "iu":
-        return torch.from_numpy(np.ascontiguousarray(topk_ids))
+        # a copy: what is read-only or of another byte order is no tensor
+        return torch.from_numpy(np.array(topk_ids, dtype=topk_ids.dtype.newbyteorder("="), order="C"))
     if not isinstance(topk_ids, torch.Tensor):
         got = getattr(topk_ids, "dtype", type(topk_ids).__name__)
         code = "sched.dtype" if isinstance(topk_ids, np.ndarray) else "sched.input"
-        raise JanusError(code, f"topk_ids must be an integer NumPy array or torch tensor [T, K], got {got}")
+        rule = "topk_ids must be an integer NumPy array or torch tensor [T, K]"
+        raise JanusError(code, f"{rule}, got {got}; torch.as_tensor(..., device=...) makes one")
     return topk_ids
+
+
+def capturing(device: torch.device) -> bool:
+    """Is a CUDA graph being recorded?"""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _device(device: Any) -> torch.device:
@@ -236,8 +259,16 @@ def _device(device: Any) -> torch.device:
         if not torch.cuda.is_available():
             raise JanusError("sched.device", f"device {str(named)!r} needs a CUDA GPU and torch sees none; use 'cpu'")
         index = torch.cuda.current_device() if named.index is None else named.index
+        if index >= torch.cuda.device_count():
+            rule = f"torch sees {torch.cuda.device_count()} GPUs, numbered from 0"
+            raise JanusError("sched.device", f"{rule}, got device {str(named)!r}; choose one of them")
         return torch.device("cuda", index)
-    return named
+    if any(isinstance(function, kernel.triton.JITFunction) for function in (kernel.solve, kernel.tl.sum)):
+        remedy = "set TRITON_INTERPRET=1 before triton is imported, or choose 'numba'"
+        raise JanusError(
+            "sched.device", f"triton was imported as a compiler, and device 'cpu' needs its interpreter; {remedy}"
+        )
+    return torch.device("cpu")
 
 
 def _check_limits(placement: Placement, max_tokens: int) -> None:

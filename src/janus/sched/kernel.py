@@ -10,6 +10,7 @@ Letters with a P are padded to a power of two: EP >= E lanes of experts, GP >= G
 # Inside @triton.jit this is Triton's language, whose types and calls are not those of Python:
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
 # pyright: reportCallIssue=false, reportIndexIssue=false, reportReturnType=false, reportAssignmentType=false
+# pyright: reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
@@ -67,29 +68,34 @@ def count(
 
 @triton.jit
 def _start(
-    state: tl.tensor, listed: tl.tensor, tokens: tl.tensor, hosts: tl.tensor, slot_of: tl.tensor, n: tl.tensor, lanes: tl.tensor,
-    GP: tl.constexpr, SHIFT: tl.constexpr, ID: tl.constexpr, TOP: tl.constexpr, EXACT: tl.constexpr,
+    state: tl.tensor, listed: tl.tensor, tokens: tl.tensor, hosts: tl.tensor, masks: tl.tensor, n: tl.tensor, lanes: tl.tensor,
+    EP: tl.constexpr, SHIFT: tl.constexpr, ID: tl.constexpr, TOP: tl.constexpr, EXACT: tl.constexpr, WORD: tl.constexpr,
+    WIDE: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """Give each of the `n` listed experts the host with the smallest (load, spent, g): one min over packed keys.
 
     `state` holds load << SHIFT | spent << ID | g in lane g: ties are broken by the key itself.
     """
     e = tl.load(listed)
-    slots = tl.load(slot_of + e * GP + lanes)
+    e_next = tl.load(listed + 1, mask=n > 1, other=0)
+    low = tl.load(masks + e)
+    high = tl.load(masks + EP + e) if WIDE else low
     share = tl.load(tokens + e)
     for i in range(n):
-        # fetch ahead: the next expert's row does not depend on this one's choice
-        e_next = tl.load(listed + i + 1, mask=i + 1 < n, other=0)
-        slots_next = tl.load(slot_of + e_next * GP + lanes)
+        # fetch ahead, ids by two: what the next expert needs does not depend on this one's choice
+        e_after = tl.load(listed + i + 2, mask=i + 2 < n, other=0)
+        low_next = tl.load(masks + e_next)
+        high_next = tl.load(masks + EP + e_next) if WIDE else low_next
         share_next = tl.load(tokens + e_next)
-        key = tl.where(slots >= 0, state, TOP)
+        # the sets of hosts stay in the first-level cache; rows of slots would each be waited for
+        key = tl.where(_has(low, high, lanes, WORD, WIDE), state, TOP)
         best = tl.min(key, 0)
         step = tl.full([], 1, state.dtype) << SHIFT
         if EXACT:
             step += share.to(state.dtype) << ID
         state = tl.where(key == best, state + step, state)
         tl.store(hosts + e, (best & ((1 << ID) - 1)).to(tl.int32))
-        e, slots, share = e_next, slots_next, share_next
+        e, e_next, low, high, share = e_next, e_after, low_next, high_next, share_next
     return state
 
 
@@ -161,17 +167,19 @@ def _per_instance(
     load = tl.zeros([GP], tl.int32)
     spent = tl.zeros([GP], tl.int32)
     for first in range(0, C, CB):
-        c = first + tl.arange(0, CB)
-        entry = tl.load(slots + c[:, None] * GP + lanes[None, :], mask=c[:, None] < C, other=-1)
-        if SINGLES:
-            n = tl.load(tokens + entry, mask=entry >= 0, other=0)
-        else:
-            e = tl.where(entry >= 0, entry, -2 - entry)
-            chosen = tl.load(replica + e, mask=entry != -1, other=-1)
-            mine = (entry != -1) & (chosen == c[:, None] + lanes[None, :] * C)
-            n = tl.load(tokens + e, mask=mine, other=0)
-        load += tl.sum((n > 0).to(tl.int32), 0)
-        spent += tl.sum(n, 0)
+        # a row of slots at a time: sums of a tile would cross the lanes
+        for c in tl.static_range(CB):
+            row = first + c + lanes * 0
+            entry = tl.load(slots + row * GP + lanes, mask=row < C, other=-1)
+            if SINGLES:
+                n = tl.load(tokens + entry, mask=entry >= 0, other=0)
+            else:
+                e = tl.where(entry >= 0, entry, -2 - entry)
+                chosen = tl.load(replica + e, mask=entry != -1, other=-1)
+                mine = (entry != -1) & (chosen == row + lanes * C)
+                n = tl.load(tokens + e, mask=mine, other=0)
+            load += (n > 0).to(tl.int32)
+            spent += n
     return load, spent
 
 
@@ -223,7 +231,7 @@ def solve(
     if EXACT:
         state += spent.to(KEY) << ID
     if choices > 0:
-        state = _start(state, listed, mine, hosts, slot_of, choices, lanes, GP, SHIFT, ID, TOP, EXACT)
+        state = _start(state, listed, mine, hosts, masks, choices, lanes, EP, SHIFT, ID, TOP, EXACT, WORD, WIDE)
     load = (state >> SHIFT).to(tl.int32)
     tl.debug_barrier()
     host = tl.load(hosts + e)

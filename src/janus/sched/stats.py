@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from janus.errors import JanusError, known
+from janus.types.checks import instance, integer, shown
+
 # One row of sums per layer, in this order; the compiled tallies and the Triton kernel write it by position.
 SUMS = ("batches", "entries", "experts", "slots", "a_max", "lower_bound", "tokens_max", "bad_ids")
 
@@ -22,6 +25,9 @@ class BalancerStats:
         sums: int64 [L, 8], the columns named by `SUMS`. Two readings can be subtracted: see `since`.
         num_instances: G.
 
+    Raises:
+        JanusError: ``sched.stats`` where sums, a column or two readings do not fit.
+
     Example:
         >>> stats = BalancerStats(np.array([[2, 12, 9, 9, 5, 4, 8, 0]]), num_instances=3)
         >>> stats.a_max.tolist(), stats.tokens_max.tolist(), stats.tokens_mean.tolist()
@@ -31,9 +37,15 @@ class BalancerStats:
     sums: npt.NDArray[np.int64]
     num_instances: int
 
+    def __post_init__(self) -> None:
+        sums = self.sums
+        if not isinstance(sums, np.ndarray) or (sums.dtype, sums.shape[1:]) != (np.int64, (len(SUMS),)):
+            raise JanusError("sched.stats", f"sums must be int64 [L, {len(SUMS)}], columns {SUMS}; got {shown(sums)}")
+        integer(self.num_instances, "num_instances of the int64 sums", "sched.stats", low=1)
+
     def column(self, name: str) -> npt.NDArray[np.int64]:
         """int64 [L]: one sum of `SUMS`."""
-        return self.sums[:, SUMS.index(name)]
+        return self.sums[:, SUMS.index(known(name, SUMS, "a column of the sums", "sched.stats"))]
 
     @property
     def batches(self) -> npt.NDArray[np.int64]:
@@ -71,8 +83,17 @@ class BalancerStats:
         return self._mean("entries") / self.num_instances
 
     def since(self, earlier: BalancerStats) -> BalancerStats:
-        """What happened after `earlier` was read."""
-        return BalancerStats(self.sums - earlier.sums, self.num_instances)
+        """What happened after `earlier` was read from the same `Balancer`, with no `reset_stats` between."""
+        instance(earlier, BalancerStats, "earlier must be a BalancerStats", "sched.stats", "read balancer.stats twice")
+        shapes = [(*stats.sums.shape, stats.num_instances) for stats in (self, earlier)]
+        if shapes[0] != shapes[1]:
+            rule = "both readings must be of one Balancer"
+            raise JanusError("sched.stats", f"{rule}, got L, columns, G = {shapes[0]} and {shapes[1]}")
+        new = self.sums - earlier.sums
+        if (new < 0).any():
+            rule = "earlier must be the older reading, with no reset_stats after it"
+            raise JanusError("sched.stats", f"{rule}, but its sums are larger; read it anew")
+        return BalancerStats(new, self.num_instances)
 
     def overall(self) -> dict[str, float]:
         """Means over all batches of all layers, and the number of batches and bad ids: one line of a dashboard.
