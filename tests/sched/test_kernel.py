@@ -92,9 +92,9 @@ def test_ids_do_not_depend_on_how_the_work_is_cut(max_tokens):
 
 
 def test_wide_keys():
-    """1,023 slots per instance and batches of 16,384 tokens: load, tokens and instance need more than 31 bits."""
-    slots = np.full((2, 1023), -1)
-    slots[0, :3], slots[1, 900:903] = [0, 1, 2], [2, 0, 3]
+    """130 slots per instance and batches of 16,384 tokens: load, tokens and instance need more than 31 bits."""
+    slots = np.full((2, 130), -1)
+    slots[0, :3], slots[1, 120:123] = [0, 1, 2], [2, 0, 3]
     placement = Placement(slots, 4)
     ids = np.array([[0, 1], [2, 3], [0, -1]])
     balancer = Balancer(placement, backend="triton", device=DEVICE, max_tokens=16384)
@@ -175,6 +175,7 @@ def test_what_the_kernel_cannot_take_is_refused_before_a_launch(ids, code, words
     [
         (Placement.contiguous(513, 1), {}, "sched.limit", "at most 512 experts, got 513"),
         (Placement.contiguous(130, 129), {}, "sched.limit", "at most 128 instances, got 129"),
+        (Placement.contiguous(2, 1, 4097), {}, "sched.limit", "at most 4096 slots per instance, got 4097"),
         (PAIR, {"max_tokens": 16385}, "sched.limit", "at most 16384 tokens, got 16385"),
         (PAIR, {"method": "random"}, "sched.backend", "'exact', 'greedy', got 'random'"),
         (PAIR, {"device": "meta"}, "sched.device", "'cpu' or 'cuda', got 'meta'"),

@@ -102,8 +102,9 @@ def balance(
 
 def _kernel_takes(ids: Any, placement: Placement) -> bool:
     """Is this batch within what the kernel was made for? What ``"auto"`` asks; by name, it is refused with the reason."""
-    experts, instances, top_k, tokens = KERNEL_LIMITS.values()
+    experts, instances, slots, top_k, tokens = KERNEL_LIMITS.values()
     fits = placement.num_experts <= experts and placement.num_instances <= instances and ids.ndim == 2
+    fits &= placement.slots_per_instance <= slots
     kind = str(ids.dtype) in ("torch.int32", "torch.int64") and ids.is_contiguous()
     return fits and kind and len(ids) <= tokens and ids.shape[1] <= top_k
 

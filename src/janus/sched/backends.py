@@ -13,7 +13,13 @@ from janus.sched.cost import check_cost
 BACKENDS = ("reference", "numba", "triton")
 METHODS = ("exact", "greedy", "cost", "tokens", "random", "round_robin")
 TRITON_METHODS = ("exact", "greedy")
-KERNEL_LIMITS = {"experts": 512, "instances": 128, "experts per token": 16, "tokens": 16384}
+KERNEL_LIMITS = {
+    "experts": 512,
+    "instances": 128,
+    "slots per instance": 4096,
+    "experts per token": 16,
+    "tokens": 16384,
+}
 
 Fill = Callable[..., int]
 

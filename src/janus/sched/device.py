@@ -272,7 +272,12 @@ def _device(device: Any) -> torch.device:
 
 
 def _check_limits(placement: Placement, max_tokens: int) -> None:
-    named = {"experts": placement.num_experts, "instances": placement.num_instances, "tokens": max_tokens}
+    named = {
+        "experts": placement.num_experts,
+        "instances": placement.num_instances,
+        "slots per instance": placement.slots_per_instance,
+        "tokens": max_tokens,
+    }
     for name, value in named.items():
         most = KERNEL_LIMITS[name]
         if value > most:
