@@ -11,7 +11,7 @@ from janus import JanusError, Placement, RoutingTrace
 from janus.sched import place, replicate
 from janus.sched.hosts import Load, Pressure, assign_hosts
 from janus.sched.judging import mean_a_max
-from janus.sched.placing import METHODS, eplb, spread
+from janus.sched.placing import METHODS, eplb
 from janus.sched.popularity import popularity
 
 

@@ -101,7 +101,7 @@ BASELINES: dict[str, Callable[[Popularity, tuple[int, int]], IntArray]] = {"coac
 
 def _check_sizes(G: int, C: int) -> tuple[int, int]:
     named = (("num_instances", G), ("slots_per_instance", C))
-    instances, slots = (integer(value, name, "sched.option", 1, MAX_SLOTS) for name, value in named)
+    instances, slots = (integer(value, name, "sched.option", 1, MAX_INSTANCES) for name, value in named)
     if instances * slots > MAX_SLOTS:
         rule = f"num_instances * slots_per_instance is at most {MAX_SLOTS}"
         raise JanusError("sched.option", f"{rule}, got {instances} * {slots}; slots are counted per layer")

@@ -6,26 +6,23 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from janus.sched.moving import reorder
 from janus.sched.popularity import Popularity
+from janus.sched.search_state import State, make_state
 from janus.sched.starting import Frame, first_map
 from janus.types.placement import IntArray
-
-if TYPE_CHECKING:  # imported on first use
-    from janus.sched.search_loops import State
 
 Progress = Callable[[int, int, str], None]
 
 # Batches that changes are judged on, all sizes together; the result is judged on as many others.
-BATCHES = 1024
+BATCHES = 2048
 # Changes tried, changes in a row that may fail, and batches seen before a change may be given up.
-STEPS, PATIENCE, CHECKPOINT = 2000, 200, 64
+STEPS, PATIENCE, CHECKPOINT = 3000, 300, 128
 # Changing all slots has to lower the mean a_max by this share of itself, changing fewer by less in proportion.
-PRICE = 0.1
+PRICE = 0.03
 
 
 @dataclass(frozen=True)
@@ -73,8 +70,6 @@ class Search:
         return best if old_GC is None else reorder(best, old_GC)
 
     def _state(self, slots: IntArray, layer: Popularity, old_GC: IntArray | None, *, part: int) -> State:
-        from janus.sched.search_loops import make_state
-
         frame = self.frame
         each = -(-BATCHES // len(self.batch_sizes))
         active = layer.active_sets(self.batch_sizes, each, [self.seed, part])
