@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from janus.errors import JanusError, known
-from janus.sched.hosts import Load, Pressure, assign_hosts
+from janus.sched.baselines import BASELINES
 from janus.sched.moving import check_previous, keep
-from janus.sched.popularity import Popularity, popularity
-from janus.sched.replicas import check_slots, fill_spare
+from janus.sched.popularity import popularity
+from janus.sched.replicas import check_slots
 from janus.sched.searching import Progress, Search
 from janus.sched.starting import Frame
 from janus.types.checks import integer
-from janus.types.placement import MAX_SLOTS, IntArray, Placement
+from janus.types.placement import Placement
 from janus.types.routing import RoutingTrace
 
 METHODS = ("janus", "coactivation", "eplb")
-MAX_BATCH = 2**20
+MAX_SIDE = 2**12  # of experts, instances, slots per instance; keeps a mistyped number from filling the memory
+MAX_BATCH = 2**16
 MAX_SIZES = 64  # of different batch sizes: each still has 16 batches
 
 
@@ -64,48 +65,28 @@ def place(
         [[0, 1, 2], [0, 1, 3]]
     """
     known(method, METHODS, "method", "sched.method")
-    shape = _check_sizes(num_instances, slots_per_instance)
+    G, C = (
+        integer(value, name, "sched.option", 1, MAX_SIDE)
+        for name, value in (("num_instances", num_instances), ("slots_per_instance", slots_per_instance))
+    )
     sizes = _check_batch_sizes(batch_sizes)
     k, start = integer(top_k, "top_k", "sched.option", low=1), integer(seed, "seed", "sched.option")
     layers, uniform = popularity(trace_or_counts, k)
     num_experts = layers[0].num_experts
-    check_slots(num_experts, shape[0] * shape[1])
+    check_slots(integer(num_experts, "the number of experts", "sched.counts", 1, MAX_SIDE), G * C)
     old = check_previous(previous, num_experts, len(layers), uniform)
     old_maps = None if old is None else [old.slots[old.layer(layer)] for layer in range(len(layers))]
-    frame = Frame.of(*shape, num_experts, _check_nodes(node_size, shape[0], method))
+    frame = Frame.of(G, C, num_experts, _check_nodes(node_size, G, method))
+    report = _check_progress(progress)
     # a map per layer
     if method == "janus":
         _check_top_k(layers[0].top_k, num_experts)
-        maps = Search(frame, sizes, start).all_layers(layers, old_maps, _check_progress(progress))
+        maps = Search(frame, sizes, start).all_layers(layers, old_maps, report)
     else:
-        maps = [BASELINES[method](layer, shape) for layer in layers]
+        maps = [BASELINES[method](layer, (G, C)) for layer in layers]
         if old_maps is not None:  # instances are interchangeable: name them as before
             maps = [keep(new, was) for new, was in zip(maps, old_maps, strict=True)]
     return Placement(maps[0] if uniform else np.stack(maps), num_experts)
-
-
-def coactivation(layer: Popularity, shape: tuple[int, int]) -> IntArray:
-    """Replicas by load; hosts keep the largest co-activation pressure small."""
-    replicas = fill_spare(layer.counts, shape[0] * shape[1], shape[0], power=1)
-    return assign_hosts(layer.counts / replicas, replicas, shape, Pressure(layer.coactivation(), shape[0]))
-
-
-def eplb(layer: Popularity, shape: tuple[int, int]) -> IntArray:
-    """Replicas by load; hosts balance the load."""
-    replicas = fill_spare(layer.counts, shape[0] * shape[1], shape[0], power=1)
-    return assign_hosts(layer.counts / replicas, replicas, shape, Load(layer.counts / replicas, shape[0]))
-
-
-BASELINES: dict[str, Callable[[Popularity, tuple[int, int]], IntArray]] = {"coactivation": coactivation, "eplb": eplb}
-
-
-def _check_sizes(G: int, C: int) -> tuple[int, int]:
-    named = (("num_instances", G), ("slots_per_instance", C))
-    instances, slots = (integer(value, name, "sched.option", 1, MAX_INSTANCES) for name, value in named)
-    if instances * slots > MAX_SLOTS:
-        rule = f"num_instances * slots_per_instance is at most {MAX_SLOTS}"
-        raise JanusError("sched.option", f"{rule}, got {instances} * {slots}; slots are counted per layer")
-    return instances, slots
 
 
 def _check_batch_sizes(sizes: Sequence[int]) -> tuple[int, ...]:

@@ -75,20 +75,19 @@ class Popularity:
         return ids.reshape(how_many, B, self.top_k).astype(np.int32)
 
     def active_sets(self, sizes: Sequence[int], how_many: int, seed: Sequence[int]) -> npt.NDArray[np.bool_]:
-        """bool [n, E], n = how_many of each size in turn: which experts a batch activates; all that a_max depends on.
+        """bool [E, n], n = how_many of each size in turn: which experts a batch activates; all that a_max depends on.
 
         From a trace, B tokens with replacement. From counts, every expert on its own with probability `activation(B)`:
         the marginals are those of B drawn tokens, at a thousandth of the cost of drawing them.
         """
         bits = np.random.PCG64(np.random.SeedSequence(seed))  # raw bits: the same for every version of NumPy
-        out = np.zeros((how_many, len(sizes), self.num_experts), dtype=np.bool_)
+        out = np.zeros((self.num_experts, how_many, len(sizes)), dtype=np.bool_)
         for j, B in enumerate(sizes):
             if self.trace is None:
-                uniform = (bits.random_raw(how_many * self.num_experts) >> np.uint64(11)) * 2.0**-53
-                out[:, j] = uniform.reshape(how_many, -1) < self.activation(B)
+                out[:, :, j] = draw_independent(self.activation(B), how_many, bits)
             else:
-                out[:, j] = self._recorded(B, how_many, bits)
-        return out.reshape(-1, self.num_experts)
+                out[:, :, j] = self._recorded(B, how_many, bits)
+        return out.reshape(self.num_experts, -1)
 
     def _recorded(self, B: int, how_many: int, bits: np.random.PCG64) -> npt.NDArray[np.bool_]:
         assert self.trace is not None
@@ -97,7 +96,14 @@ class Popularity:
         for row in active:  # no array of all tokens at once
             tokens = bits.random_raw(B) % np.uint64(trace.num_tokens)
             row[trace.ids[tokens.astype(np.int64), layer]] = True
-        return active[:, :-1]
+        return active[:, :-1].T
+
+
+def draw_independent(p_E: Floats, how_many: int, bits: np.random.PCG64) -> npt.NDArray[np.bool_]:
+    """bool [E, how_many]: True with probability `p_E`, in steps of 2**-31."""
+    words = bits.random_raw(-(-len(p_E) * how_many // 2)).astype("<u8").view("<u4")  # two from each, on any machine
+    below = np.rint(p_E * 2.0**31).astype(np.uint32)
+    return (words[: len(p_E) * how_many] >> np.uint32(1)).reshape(len(p_E), how_many) < below[:, None]
 
 
 def popularity(trace_or_counts: RoutingTrace | npt.ArrayLike, top_k: int) -> tuple[list[Popularity], bool]:

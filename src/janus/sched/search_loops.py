@@ -52,13 +52,13 @@ def begin(s: State, order: Any) -> None:
     for g in range(G):
         list_shared(s, g)
     home, load, hosts, replicas = s.home, s.load, s.hosts, s.replicas
-    for i in range(len(s.top)):
-        count = 0
-        for e in order:
+    for e in order:
+        for i in range(len(s.top)):
             if s.active[e, i]:
                 settle(i, e, home, load, hosts, replicas)
-                count += 1
-        s.floor[i] = (count + G - 1) // G
+                s.floor[i] += 1
+    for i in range(len(s.top)):
+        s.floor[i] = (s.floor[i] + G - 1) // G
         s.top[i] = improve(i, home, load, s.shared, s.num_shared, hosts, replicas, s.floor[i], s.trail)
 
 

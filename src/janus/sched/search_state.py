@@ -43,7 +43,7 @@ class State(NamedTuple):
 
 def make_state(
     slots_GC: npt.NDArray[np.int32],
-    active_nE: npt.NDArray[np.bool_],
+    active_En: npt.NDArray[np.bool_],
     held_GE: npt.NDArray[np.bool_],
     *,
     node_size: int = 1,
@@ -53,7 +53,7 @@ def make_state(
     """A `State` with every batch optimally assigned on the map `slots_GC`, of which it keeps a copy."""
     from janus.sched.search_loops import begin
 
-    (G, C), (n, E) = slots_GC.shape, active_nE.shape
+    (G, C), (E, n) = slots_GC.shape, active_En.shape
     per_batch = [np.zeros(n, dtype=np.int32) for _ in range(5)]
     state = State(
         slots=slots_GC.astype(np.int32),
@@ -61,13 +61,13 @@ def make_state(
         replicas=np.zeros(E, dtype=np.int32),
         shared=np.zeros((G, C), dtype=np.int32),
         num_shared=np.zeros(G, dtype=np.int32),
-        active=np.ascontiguousarray(active_nE.T),
+        active=active_En,
         home=np.full((n, E), -1, dtype=np.int16),
         load=np.zeros((n, G), dtype=np.int16),
         top=per_batch[0],
         floor=per_batch[1],
-        draft_home=np.zeros((n, E), dtype=np.int16),
-        draft_load=np.zeros((n, G), dtype=np.int16),
+        draft_home=np.empty((n, E), dtype=np.int16),
+        draft_load=np.empty((n, G), dtype=np.int16),
         draft_top=per_batch[2],
         touched=per_batch[3],
         loose=per_batch[4],

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from janus.sched.moving import reorder
 from janus.sched.popularity import Popularity
@@ -16,11 +17,12 @@ from janus.sched.starting import Frame, first_map
 from janus.types.placement import IntArray
 
 Progress = Callable[[int, int, str], None]
+Bools = npt.NDArray[np.bool_]
 
 # Batches that changes are judged on, all sizes together; the result is judged on as many others.
-BATCHES = 2048
+BATCHES = 1536
 # Changes tried, changes in a row that may fail, and batches seen before a change may be given up.
-STEPS, PATIENCE, CHECKPOINT = 3000, 300, 128
+STEPS, PATIENCE, CHECKPOINT = 2000, 200, 64
 # Changing all slots has to lower the mean a_max by this share of itself, changing fewer by less in proportion.
 PRICE = 0.03
 
@@ -60,23 +62,30 @@ class Search:
         from janus.sched.search_loops import search
 
         active_E = np.mean([layer.activation(B) for B in self.batch_sizes], axis=0)
-        first = first_map(active_E, self.frame, old_GC)
-        state = self._state(first, layer, old_GC, part=0)
+        first, held = first_map(active_E, self.frame, old_GC), self._held(old_GC)
+        state = self._state(first, self._batches(layer, 0), held)
         price = 0 if old_GC is None else self._price(state)
         search(state, STEPS, PATIENCE, price, CHECKPOINT)
-        # fresh batches: what fits only the batches it was found on is not kept
-        costs = [self._cost(self._state(slots, layer, old_GC, part=1), price) for slots in (state.slots, first)]
-        best = state.slots if costs[0] <= costs[1] else first
+        best = state.slots
+        if (best != first).any():  # on unseen batches: what fits only the batches it was found on is not kept
+            unseen = self._batches(layer, 1)
+            found, before = (self._cost(self._state(slots, unseen, held), price) for slots in (best, first))
+            best = best if found <= before else first
         return best if old_GC is None else reorder(best, old_GC)
 
-    def _state(self, slots: IntArray, layer: Popularity, old_GC: IntArray | None, *, part: int) -> State:
-        frame = self.frame
-        each = -(-BATCHES // len(self.batch_sizes))
-        active = layer.active_sets(self.batch_sizes, each, [self.seed, part])
-        held = np.zeros((frame.num_instances, frame.num_experts), dtype=np.bool_)
-        for g, row in enumerate([] if old_GC is None else old_GC[: frame.num_instances]):
+    def _batches(self, layer: Popularity, part: int) -> Bools:
+        return layer.active_sets(self.batch_sizes, -(-BATCHES // len(self.batch_sizes)), (self.seed, part))
+
+    def _held(self, old_GC: IntArray | None) -> Bools:
+        """bool [G, E]: what instances hold before."""
+        held = np.zeros((self.frame.num_instances, self.frame.num_experts), dtype=np.bool_)
+        for g, row in enumerate(() if old_GC is None else old_GC[: len(held)]):
             held[g, row[row >= 0]] = True
-        return make_state(slots, active, held, node_size=frame.node_size, least=frame.least, seed=self.seed)
+        return held
+
+    def _state(self, slots: IntArray, active_En: Bools, held_GE: Bools) -> State:
+        frame = self.frame
+        return make_state(slots, active_En, held_GE, node_size=frame.node_size, least=frame.least, seed=self.seed)
 
     def _price(self, state: State) -> int:
         """Of one slot, in the unit of sum(top); at least 1, so that what gains nothing stays."""

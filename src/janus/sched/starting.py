@@ -76,21 +76,28 @@ def first_map(active_E: Floats, frame: Frame, old_GC: IntArray | None = None) ->
 
 def _fitting(active_E: Floats, frame: Frame, old_GC: npt.NDArray[np.integer]) -> list[list[int]]:
     """What instances hold and may keep, with slots left for the experts that have too few replicas."""
-    members = Members(frame.shape, None, frame.node_size)
-    for g, row in enumerate(old_GC[: frame.num_instances].tolist()):
-        for e in row:
-            if e >= 0 and members.may_take(g, e):
-                members.add(e, g)
+    rows = [[e for e in row if e >= 0] for row in old_GC[: frame.num_instances].tolist()]
+    raw = Members(frame.shape, rows, frame.node_size)
     # fewer slots per instance: replicas that are missed least go first
-    for g, row in enumerate(members.rows):
+    for g, row in enumerate(raw.rows):
         while len(row) > frame.slots_per_instance:
-            members.remove(_spared(row, active_E, members, frame.least), g)
+            raw.remove(_spared(row, active_E, raw, frame.least), g)
+    members = Members(frame.shape, None, frame.node_size)
+    for g, row in enumerate(raw.rows):
+        for e in row:
+            if members.may_take(g, e):
+                members.add(e, g)
     # slots for those that have too few
-    every = range(frame.num_experts)
     while _lacking(members, frame) > frame.num_slots - int(members.size_G.sum()):
-        e = _spared(every, active_E, members, frame.least)
-        members.remove(e, members.hosts[e][-1])
+        e = _spared(range(frame.num_experts), active_E, members, frame.least)
+        members.remove(e, _superfluous(members.hosts[e], frame.node_size))
     return members.rows
+
+
+def _superfluous(hosts: list[int], node_size: int) -> int:
+    """The last host on the node that has most of them."""
+    nodes = [h // node_size for h in hosts]
+    return max(enumerate(hosts), key=lambda at: (nodes.count(nodes[at[0]]), at[0]))[1]
 
 
 def _spared(experts: list[int] | range, active_E: Floats, members: Members, least: int) -> int:
