@@ -271,7 +271,7 @@ def main() -> None:
     few = parser.parse_args().sample
     loads = recorded()
     say(f"loads: {loads.source}")
-    part = thinned(loads, 20, 2) if few else thinned(loads, 2, 4)
+    part = thinned(loads, 20, 2) if few else thinned(loads, 3, 4)
     judge = Judge(part, 40 if few else 100)
     figures = against_eplb(cells(part, judge), loads.num_experts)
     figures.append(one_map_or_many(part, judge))
