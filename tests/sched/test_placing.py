@@ -340,6 +340,21 @@ def test_moves_buy_a_lower_a_max():
     assert new.moves(old).total <= 0.5 * fresh.moves(old).total
 
 
+def test_where_loading_costs_too_much_nothing_is_loaded(monkeypatch):
+    old, new = (np.random.default_rng(seed).gamma(0.5, size=48) * 100 for seed in (4, 5))
+    options = {"top_k": 4, "batch_sizes": (16,)}
+    before = place(old, 8, 7, **options)
+    assert place(new, 8, 7, previous=before, **options) != before
+    monkeypatch.setattr(searching, "PRICE", 1e6)
+    assert place(new, 8, 7, previous=before, **options) == before
+
+
+def test_a_replica_that_makes_way_leaves_the_others_on_both_nodes():
+    old = np.array([[0, 1], [0, 2], [0, 3], [1, 3], [4, -1]])  # the last instance goes, and expert 4 needs a slot
+    new = first_map(np.array([1, 9, 9, 9, 9]) / 16, Frame(4, 2, 5, 2), old)
+    assert new.tolist() == [[0, 1], [2, 4], [0, 3], [1, 3]]
+
+
 def test_a_layer_is_placed_without_regard_to_the_others():
     counts = np.random.default_rng(5).gamma(1.0, size=(3, 24)) * 100
     every = place(counts, 4, 8, top_k=3)
@@ -433,6 +448,7 @@ def test_choices_of_minus_one_activate_nothing():
 
 def test_eplb_global_by_hand():
     assert eplb_global([9, 2, 1], 2, 2).slots[0].tolist() == [[0, 1], [0, 2]]
+    assert eplb_global([10, 4, 3, 3, 2, 1], 2, 3).slots[0].tolist() == [[0, 4, 5], [1, 2, 3]]  # loads 13 and 10
     twice = eplb_global([[10, 1, 1], [1, 1, 1]], 2, 3)  # 0: four replicas of 2.5, two of which meet on each instance
     assert twice.slots.tolist() == [[[0, -1, 1], [0, -1, 2]], [[0, 2, 1], [1, 0, 2]]]
     assert twice.eplb_duplicates == 2

@@ -20,6 +20,11 @@ def test_by_hand():
     assert not moves.slots.flags.writeable
 
 
+def test_bytes_of_an_instance_are_those_of_all_layers():
+    old, new = Placement([[[0, 1], [1, 0]]] * 2, 2), Placement([[[1, 0], [1, 0]]] * 2, 2)
+    assert new.moves(old, expert_bytes=5).max_bytes == 20
+
+
 def test_without_a_size_there_are_no_bytes():
     p = Placement([[0, 1]], 2)
     moves = p.moves(p)
