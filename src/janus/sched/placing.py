@@ -65,10 +65,8 @@ def place(
         [[0, 1, 2], [0, 1, 3]]
     """
     known(method, METHODS, "method", "sched.method")
-    G, C = (
-        integer(value, name, "sched.option", 1, MAX_SIDE)
-        for name, value in (("num_instances", num_instances), ("slots_per_instance", slots_per_instance))
-    )
+    G = integer(num_instances, "num_instances", "sched.option", 1, MAX_SIDE)
+    C = integer(slots_per_instance, "slots_per_instance", "sched.option", 1, MAX_SIDE)
     sizes = _check_batch_sizes(batch_sizes)
     k, start = integer(top_k, "top_k", "sched.option", low=1), integer(seed, "seed", "sched.option")
     layers, uniform = popularity(trace_or_counts, k)
@@ -78,7 +76,6 @@ def place(
     old_maps = None if old is None else [old.slots[old.layer(layer)] for layer in range(len(layers))]
     frame = Frame.of(G, C, num_experts, _check_nodes(node_size, G, method))
     report = _check_progress(progress)
-    # a map per layer
     if method == "janus":
         _check_top_k(layers[0].top_k, num_experts)
         maps = Search(frame, sizes, start).all_layers(layers, old_maps, report)
