@@ -40,8 +40,21 @@ def keep(new_GC: IntArray, old_GC: IntArray) -> IntArray:
     out = np.empty_like(new_GC)
     for _ in range(G):
         where, new = np.unravel_index(int(np.argmax(common)), (G, G))
-        out[where] = _reorder(new_GC[new], old[where])
+        out[where] = _in_place(new_GC[new], old[where])
         common[where], common[:, new] = -1, -1  # both are taken
+    return out
+
+
+def reorder(new_GC: IntArray, old_GC: IntArray) -> IntArray:
+    """The map `new_GC` with the slots of each instance reordered: an expert that was there keeps its slot.
+
+    Example:
+        >>> reorder(np.array([[2, 3], [0, 4]], dtype=np.int32), np.array([[4, 2], [1, 0]], dtype=np.int32)).tolist()
+        [[3, 2], [4, 0]]
+    """
+    out = new_GC.copy()
+    for row, new, old in zip(out, new_GC, old_GC, strict=False):
+        row[:] = _in_place(new, old)
     return out
 
 
@@ -49,10 +62,10 @@ def _experts(row: npt.NDArray[np.int32]) -> set[int]:
     return set(row[row >= 0].tolist())
 
 
-def _reorder(new: npt.NDArray[np.int32], old: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+def _in_place(new: npt.NDArray[np.int32], old: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     row = np.full(len(new), -1, dtype=np.int32)
     held = old[: len(new)]
-    row[:] = np.where(np.isin(held, new), held, -1)
+    row[: len(held)] = np.where(np.isin(held, new), held, -1)
     # newcomers take the places that are left
     rest = [e for e in new.tolist() if e >= 0 and e not in row]
     row[np.flatnonzero(row < 0)[: len(rest)]] = rest

@@ -38,16 +38,24 @@ def replicate(counts: npt.ArrayLike, num_slots: int, *, max_replicas: int | None
     return fill_spare(check_counts(counts), slots, most, power=1)
 
 
-def fill_spare(counts: npt.NDArray[np.float64], num_slots: int, max_replicas: int | None, *, power: int) -> IntArray:
-    """Spare slots one by one to the largest counts / replicas ** power."""
+def fill_spare(
+    counts: npt.NDArray[np.float64],
+    num_slots: int,
+    max_replicas: int | None,
+    *,
+    power: int,
+    least: npt.ArrayLike = 1,
+) -> IntArray:
+    """From `least` replicas on, spare slots one by one to the largest counts / replicas ** power."""
     num_experts = counts.shape[-1]
     check_slots(num_experts, num_slots)
     cap = num_slots if max_replicas is None else max_replicas
     if cap < 1:
         raise JanusError("sched.slots", f"max_replicas must be >= 1, got {max_replicas}")
-    out = np.ones(counts.shape, dtype=np.int32)
+    out = np.empty(counts.shape, dtype=np.int32)
+    out[...] = least
     for row, replicas in zip(counts.reshape(-1, num_experts), out.reshape(-1, num_experts), strict=True):
-        for _ in range(min(num_slots, cap * num_experts) - num_experts):
+        for _ in range(min(num_slots, cap * num_experts) - int(replicas.sum())):
             # experts at the cap are out of the running
             each = np.where(replicas < cap, row / np.float64(replicas) ** power, -1.0)
             # fewest replicas first, then lowest id: experts that were never seen share the rest evenly

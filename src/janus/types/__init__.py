@@ -17,6 +17,7 @@ Legend of the shape letters used in names everywhere (``x_BH``, ``ids_TK``):
 | L | MoE layers (dense layers do not count) |
 """
 
+from janus.types.moves import Moves
 from janus.types.placement import Placement
 from janus.types.requests import RequestTrace
 from janus.types.routing import RoutingTrace
@@ -26,6 +27,7 @@ from janus.types.slo import Slo
 from janus.types.topology import Topology
 
 __all__ = [
+    "Moves",
     "Placement",
     "RequestTrace",
     "RoutingTrace",

@@ -7,15 +7,18 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from janus.errors import JanusError
-from janus.types.checks import Frozen, first_outside, integer, integers, shown
+from janus.types.checks import Frozen, first_outside, instance, integer, integers, shown
 from janus.types.eplb import read_maps
 from janus.types.files import read_json, reading, write_text
+
+if TYPE_CHECKING:
+    from janus.types.moves import Moves
 
 FORMAT = "janus.placement/1"
 MAX_SLOTS = 2**24  # of one layer; keeps a mistyped size from filling the memory
@@ -36,7 +39,7 @@ class Placement(Frozen):
     Raises:
         JanusError: ``placement.shape``, ``placement.range`` (id outside -1..E-1), ``placement.missing`` (an expert
             without a slot), ``placement.duplicate`` (an expert twice on one instance), ``placement.layer``,
-            ``placement.file``.
+            ``placement.file``, ``placement.moves``.
 
     Example:
         >>> p = Placement([[0, 1, 2], [2, 3, 0]], num_experts=4)
@@ -220,6 +223,35 @@ class Placement(Frozen):
             raise JanusError("placement.file", f"a placement holds num_experts and slots, got {shown(data)}")
         optional = {name: data[name] for name in ("layer_ids", "eplb_duplicates") if name in data}
         return cls(data["slots"], data["num_experts"], **optional)
+
+    def moves(self, previous: Placement, *, expert_bytes: int | None = None) -> Moves:
+        """What has to be loaded when this placement replaces `previous`, whose G and C may differ.
+
+        Slots are compared by their number: `janus.sched.place(previous=...)` keeps an expert that stays on an instance
+        in its slot.
+
+        Args:
+            previous: of the same model: the same E, and the same L unless one of the two is one map for every layer.
+            expert_bytes: weights of one expert of one layer, in bytes.
+
+        Raises:
+            JanusError: ``placement.moves``.
+
+        Example:
+            >>> new, old = Placement([[0, 1], [2, 0]], 3), Placement([[0, 1], [0, 2]], 3)
+            >>> moves = new.moves(old, expert_bytes=10)
+            >>> moves.slots.tolist(), moves.total, moves.share, moves.bytes, moves.max_bytes
+            ([[0, 2]], 2, 0.5, 20, 20)
+        """
+        from janus.types.moves import Moves
+
+        remedy = "give the placement that this one replaces"
+        old = instance(previous, Placement, "previous must be a janus.Placement", "placement.moves", remedy)
+        same_layers = self.uniform or old.uniform or self.num_layers == old.num_layers
+        if old.num_experts != self.num_experts or not same_layers:
+            raise JanusError("placement.moves", f"both must be of the same model; got {self!r} and {old!r}")
+        size = None if expert_bytes is None else integer(expert_bytes, "expert_bytes", "placement.moves")
+        return Moves.between(self, old, size)
 
     def save(self, path: str | Path) -> None:
         """Write JSON."""
