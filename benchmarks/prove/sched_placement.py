@@ -134,7 +134,14 @@ def against_eplb(rows: list[dict[str, Any]], E: int) -> list[dict[str, Any]]:
     worst = max(spared, key=lambda r: r["janus"] / r["bound"])
     at = f"worst cell {worst['name']} G={worst['G']} R={worst['R']} B={worst['B']}: {worst['janus']:.2f} to {worst['bound']:.2f}"
     figures = [
-        figure("cells with a higher a_max than with EPLB's map", worse, "== 0", worse == 0, f"of {len(rows)} cells"),
+        figure(
+            "cells with a higher a_max than with EPLB's map",
+            worse,
+            "== 0",
+            worse == 0,
+            "cases",
+            f"of {len(rows)} cells",
+        ),
         figure(
             "a_max below EPLB's map, mean over cells with room",
             round(with_room, 2),
