@@ -228,7 +228,8 @@ def _median_us(balancer: Balancer, ids: np.ndarray, rounds: int) -> float:
     return 1e6 * float(np.median(seconds, axis=1).min())
 
 
-def closeness(cells: dict[tuple[Any, ...], Cell]) -> list[dict[str, Any]]:
+def closeness(cells: dict[tuple[Any, ...], Cell], most: int) -> list[dict[str, Any]]:
+    """`most` cells may be above the bar by the plain bound, which cannot always be reached."""
     plain = {name: float(np.mean(cell.plain)) for name, cell in cells.items()}
     best = {name: float(np.mean(cell.best)) for name, cell in cells.items()}
     worst, batches = max(best, key=best.__getitem__), [gap for cell in cells.values() for gap in cell.best]
@@ -247,8 +248,8 @@ def closeness(cells: dict[tuple[Any, ...], Cell]) -> list[dict[str, Any]]:
         ),
         figure("worst cell above the best lower bound", round(100 * best[worst], 2), "<= 5", best[worst] <= BAR, "%", note),
         figure(
-            "cells above 5 % over the linear program and a_max reads alone", len(above),
-            "each within 5 % of the best bound", all(best[name] <= BAR for name in above), f"of {len(cells)}", listed,
+            "cells above 5 % over max(linear program, read x a_max)", len(above), f"<= {most}", len(above) <= most,
+            f"of {len(cells)}", listed,
         ),
     ]  # fmt: skip
 
@@ -257,7 +258,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sample", action="store_true", help="one layer, one pool size, seconds")
     quick = parser.parse_args().sample
-    figures = closeness(all_cells(quick))
+    figures = closeness(all_cells(quick), most=5 if quick else 0)
     for B, limit in ((256, 50), (16384, 500)):
         us = speed(B, 30 if quick else 300)
         note = "ids rewritten, slowest of three batches: " + ", ".join(f"ridge {r:g} {t:.0f} us" for r, t in us.items())
