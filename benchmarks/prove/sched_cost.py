@@ -258,7 +258,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sample", action="store_true", help="one layer, one pool size, seconds")
     quick = parser.parse_args().sample
-    figures = closeness(all_cells(quick), most=5 if quick else 0)
+    figures = closeness(all_cells(quick), most=10 if quick else 0)
     for B, limit in ((256, 50), (16384, 500)):
         us = speed(B, 30 if quick else 300)
         note = "ids rewritten, slowest of three batches: " + ", ".join(f"ridge {r:g} {t:.0f} us" for r, t in us.items())
