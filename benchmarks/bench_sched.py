@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from figures import progress, say, spread
 from machine import ROOT, provenance
-from routing import Ids, routing
+from recordings import Ids, routing
 from shapes import SHAPES, Shape
 
 sys.path.insert(0, str(ROOT / "src"))

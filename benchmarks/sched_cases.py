@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests" / "sched")]
 
 from oracle import hard_case, is_optimum, random_ids, random_slots  # noqa: E402  (the paths above come first)
-from routing import DEEPSEEK  # noqa: E402
+from recordings import DEEPSEEK  # noqa: E402
 
 from janus.sched import Assignment, backends, place  # noqa: E402
 from janus.sched.reference import start  # noqa: E402

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from figures import figure
-from routing import Routing, routing
+from recordings import Routing, routing
 from shapes import SHAPES, Shape
 
 from janus.types import Placement

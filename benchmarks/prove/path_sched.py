@@ -15,7 +15,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from figures import figure, report, say  # (the path above comes first)
-from routing import GPT_OSS
+from recordings import GPT_OSS
 from sched_cases import METHODS, optimal, random_cases, same_bits, start_a_max
 
 from janus.sched import Balancer, balance, place

@@ -23,8 +23,8 @@ from scipy.sparse import csr_matrix, diags, hstack, identity, vstack
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from figures import figure, report, say  # (the path above comes first)
-from routing import DEEPSEEK
-from routing import gpt_oss as gpt_oss_trace
+from recordings import DEEPSEEK
+from recordings import gpt_oss as gpt_oss_trace
 
 from janus.scale import Cluster, Efficiency, LatencyModel, ModelSpec
 from janus.sched import Balancer, RooflineCost, balance, place

@@ -26,7 +26,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # the cores are taken by processes
 
 import sched_cases as cases
 from figures import figure, progress, report, say
-from routing import DEEPSEEK, gpt_oss
+from recordings import DEEPSEEK, gpt_oss
 
 from janus.sched import Assignment, balance
 from janus.sched.backends import BACKENDS

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from figures import figure, progress, report, spread
 from machine import machine
-from routing import routing
+from recordings import routing
 from sched_timing import medians, rounds, solves, whole_call
 from shapes import SHAPES
 
