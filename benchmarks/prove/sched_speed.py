@@ -37,20 +37,21 @@ def main() -> None:
     placement = place(source.seen, SHAPE.instances, SHAPE.slots_per_instance)
     where = f"{SHAPE.name}, {source.label}; {machine()['cpu']}, one core"
     many = 5 if sample else 60
+    slack = 5 if sample else 1  # a sample may run beside other work: it shows that the script works
     # the solve alone, any B
     timed = {B: solves(placement, "exact", source.batches(B, 50)) for B in SIZES}
     with progress("solve", many) as step:
         us = np.array([solve_all(timed, step) for _ in range(many)])
     middle = dict(zip(SIZES, np.median(us, axis=0).round(1).tolist(), strict=True))
     note = f"mean of 50 batches, median of {many} rounds: " + ", ".join(f"B={B} {t}" for B, t in middle.items())
-    figures = [at_most("solve, exact, slowest B", max(middle.values()), SOLVE_US, "us", f"{note}; {where}")]
+    figures = [at_most("solve, exact, slowest B", max(middle.values()), SOLVE_US * slack, "us", f"{note}; {where}")]
     # the whole call, ids rewritten, exact and greedy in turn
     made = [Balancer(placement, method=m, backend="numba", max_tokens=256) for m in ("exact", "greedy")]
     us = rounds([whole_call(b) for b in made], source.batches(256, 50), many)
     exact, greedy = medians(us)
     low, _, high = spread(us[:, 0].ravel())
     note = f"int64 ids [256, 8], p10 {low}, p90 {high} over {many} rounds of 50 batches; {where}"
-    figures.append(at_most("whole call, exact, B=256", round(exact, 1), CALL_US, "us", note))
+    figures.append(at_most("whole call, exact, B=256", round(exact, 1), CALL_US * slack, "us", note))
     ratios = np.median(us[:, 0], axis=1) / np.median(us[:, 1], axis=1)
     note = f"greedy {greedy:.1f} us; per round p10 {np.percentile(ratios, 10):.2f}, p90 {np.percentile(ratios, 90):.2f}"
     figures.append(
