@@ -9,7 +9,6 @@ package. Batches are drawn token by token with another seed than the search uses
 
 import argparse
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -22,16 +21,18 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "src"))
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
 
-from janus.sched import place, searching  # noqa: E402  (the path above comes first)
+from figures import figure, report, say  # noqa: E402  (the path above comes first)
+from recordings import DEEPSEEK, GPT_OSS  # noqa: E402
+
+from janus.sched import place, searching  # noqa: E402
 from janus.sched.baselines import eplb_global  # noqa: E402
 from janus.sched.judging import mean_a_max  # noqa: E402
 from janus.sched.moving import keep  # noqa: E402
 from janus.sched.popularity import popularity  # noqa: E402
 from janus.types import Placement, RoutingTrace, read_expert_counts, sample  # noqa: E402
 
-SHARED = Path(os.environ.get("JANUS_SHARED", ROOT / "../shared"))
 SIZES = (16, 64, 256)  # one map serves them all: the batch changes by the minute, the map does not
 TOP_K = 8
 SEED = 1_000_003  # of the batches; the search uses 0
@@ -56,17 +57,8 @@ class Loads:
         return list(dict.fromkeys((G, R) for G in self.pools for R in (E + G, E * 5 // 4, E * 3 // 2)))
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def figure(name: str, value: float, bar: str, ok: bool, unit: str, note: str = "") -> dict[str, Any]:
-    say(f"{'ok  ' if ok else 'MISS'} {name}: {value} {unit} (bar: {bar}) {note}")
-    return {"name": name, "value": value, "bar": bar, "ok": bool(ok), "unit": unit, "note": note}
-
-
 def recorded() -> Loads:
-    path = SHARED / "data" / "expert_load" / "deepseek_v3_LOCAL_ONLY.npz"
+    path = DEEPSEEK
     if path.exists():
         with np.load(path) as file:
             return Loads({name: file[name][3:] for name in file}, (8, 16, 32), "DeepSeek-V3, 58 layers, 256 experts")
@@ -251,7 +243,7 @@ def compile_time() -> dict[str, Any]:
 
 def real_routing(stride: int) -> list[dict[str, Any]]:
     """gpt-oss-20b, placed from half of the requests and judged on the other half."""
-    path = SHARED / "data" / "routing" / "gptoss20b.npz"
+    path = GPT_OSS
     if not path.exists():
         return []
     ids = np.load(path)["topk"].astype(np.int16)[:, :, ::stride]
@@ -295,7 +287,7 @@ def main() -> None:
     figures += [] if few else [compile_time()]
     for f in figures:
         f["note"] = f"{loads.source}; {f['note']}" if "gpt-oss" not in f["name"] else f["note"]
-    print(json.dumps({"figures": figures}))
+    report(figures)
 
 
 if __name__ == "__main__":

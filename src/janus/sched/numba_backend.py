@@ -15,7 +15,6 @@ import numpy.typing as npt
 from janus.sched.tables import LayerTables, Workspace
 
 SPLITS = {"tokens": 0, "random": 1, "round_robin": 2}
-NATIVE = (np.dtype(np.int32), np.dtype(np.int64))
 MASK = 0xFFFFFFFF
 
 
