@@ -12,7 +12,7 @@ import torch
 
 import janus
 from janus.comm import Exchange, Timeouts, reference, rendezvous
-from janus.comm.explain import traffic as predicted_traffic
+from janus.comm.layout import REGIMES
 from janus.types import Topology
 
 torch.set_num_threads(1)
@@ -39,6 +39,9 @@ class Batch:
         # with mixed weights every other rank gives the model's dtype; what is received is float32 and still exact
         weights = [torch.rand(b, K, generator=rng) for b in counts]
         self.weights = [w.to(dtype) if mixed and a % 2 else w for a, w in enumerate(weights)]
+        # ranks without tokens say nothing about their weights
+        kinds = {w.dtype for w in self.weights if len(w)}
+        self.weights_dtype = torch.float32 if torch.float32 in kinds else dtype
         self.ids = [i.to(torch.int32) if a % 2 else i for a, i in enumerate(ids)]
         self.choices = {"ids": self.ids, "weights": [w.float() for w in self.weights], "slots": C}
         self.choices = self.choices if gate == "attention" else {}
@@ -72,7 +75,7 @@ def one_layer(ex, batch, layer):
     assert same_bits(x_all, rows)
     if batch.choices:
         assert torch.equal(handle.physical_ids, ids)
-        assert same_bits(handle.weights, weights)
+        assert same_bits(handle.weights, weights.to(batch.weights_dtype))
     else:
         assert handle.physical_ids is None
         assert handle.counts == tuple(batch.counts)
@@ -87,7 +90,7 @@ def exact(topology, plans):
     loads = [tuple(counts) for counts in plans]
     chosen, sent = [], {}
     for gate in ("experts", "attention"):
-        for regime, dtype in [(r, d) for r in ("direct", "gather") for d in DTYPES] + [("auto", DTYPES[0])]:
+        for regime, dtype in [(r, d) for r in REGIMES for d in DTYPES] + [("auto", DTYPES[0])]:
             with Exchange(
                 topology, hidden_size=H, dtype=dtype, max_tokens=40, gate=gate, top_k=K, slots_per_instance=C,
                 regime=regime, timeout_s=20,
@@ -100,18 +103,12 @@ def exact(topology, plans):
                     ex.reset_traffic()
                     for layer in range(2 if step.total else 0):
                         one_layer(ex, Batch(topology, counts, layer, dtype, gate, mixed=layer == 1), layer)
-                    key = f"{gate} {ex.regime} {dtype} {counts}"
+                    key = f"{gate} {step.regime} {step.depth} {dtype} {counts}"
                     sent[key] = {link: [t.messages, t.bytes] for link, t in ex.traffic().items()}
                     chosen.append(ex.regime)
                 if ex.role == "expert":
                     assert ex.begin().closed
     return {"chosen": chosen, "sent": sent}
-
-
-def expected_traffic(topology, counts, regime, dtype_size, layers):
-    """All ranks together, gate "experts", by the pure plan."""
-    found = predicted_traffic(regime, Topology(**topology), counts, H * dtype_size)
-    return {link: [t.messages * layers, t.bytes * layers] for link, t in found.items()}
 
 
 def failure(topology, victim, where, sig, regime, step_s=2.0, port=None):

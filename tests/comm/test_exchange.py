@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from janus.comm.layout import REGIMES
 from janus.types import Topology
 
 UNEVEN = {"attention": [[0, 1], [2]], "experts": [[3, 4, 5], [6]]}
@@ -26,21 +27,22 @@ def test_both_gates_all_regimes_all_dtypes_match_the_reference(nursery, name):
     topology, plans = LOADS[name]
     values = nursery.values("exact", Topology(**topology).world_size, topology=topology, plans=plans)
     assert all(v["chosen"] == values[0]["chosen"] for v in values), "auto chooses alike on all ranks"
-    assert {"direct", "gather"} >= set(values[0]["chosen"])
+    assert set(REGIMES) == set(values[0]["chosen"])
     _check_traffic(topology, [v["sent"] for v in values])
 
 
 def _check_traffic(topology, sent):
     """What the ranks counted together equals the pure plan: two layers, payload alone (counts came with begin)."""
-    from janus.comm.explain import traffic
+    from janus.comm.comparison import traffic
+    from janus.comm.layout import Route
 
     checked = 0
     for key in sent[0]:
-        gate, regime, dtype, counts = re.fullmatch(r"(\w+) (\w+) torch\.(\w+) (.*)", key).groups()
+        gate, regime, depth, dtype, counts = re.fullmatch(r"(\w+) (\w+) (\d) torch\.(\w+) (.*)", key).groups()
         if gate != "experts":
             continue
         size = 4 if dtype == "float32" else 2
-        plan = traffic(regime, Topology(**topology), ast.literal_eval(counts), 5 * size)
+        plan = traffic(Route(regime, int(depth)), Topology(**topology), ast.literal_eval(counts), 5 * size)
         for link, expected in plan.items():
             counted = [sum(rank[key][link][i] for rank in sent) for i in (0, 1)]
             assert counted == [2 * expected.messages, 2 * expected.bytes], (key, link)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
 import torch
 
 from janus.comm import Exchange, Timeouts, reference, rendezvous
+from janus.comm.arena import Arena
 from janus.comm.contract import difference
-from janus.comm.layout import Hop
-from janus.comm.rows import Held, Sliced, Whole
+from janus.comm.lanes import Lane
+from janus.comm.layout import Hop, Itinerary, Leg, Round
+from janus.comm.rows import Cargo, Sliced, Whole
 from janus.comm.store import Board, StoreGone
 from janus.errors import JanusError
 from janus.types import Topology
@@ -36,38 +39,83 @@ def test_a_difference_names_the_field_both_values_and_both_ranks():
 def test_what_is_packed_is_unpacked_bit_for_bit(dtype, weights_dtype):
     """Odd sizes throughout: 3 choices, width 5, so that halves never fill whole words by luck."""
     kind = dtype if weights_dtype == "same" else torch.float32
-    counts = (3, 0, 4)
-    codec = Sliced(counts, 5, dtype, 3, 2)
-    rng = torch.Generator().manual_seed(0)
-    x = torch.randn(7, 5, generator=rng).to(dtype)
-    ids = torch.randint(-1, 6, (7, 3), generator=rng).to(torch.int32)
-    weights = torch.rand(7, 3, generator=rng).to(kind)
-    hop = Hop(0, 1, (0, 1, 2), (0, 2))
-    held = Held(x, counts, ids, weights)
-    select = codec.select(held, hop)
-    here = [[int(i) >= 0 and int(i) // 2 in hop.targets for i in row] for row in ids]
-    assert select.tolist() == [t for t in range(7) if any(here[t])]
-    box = codec.inbox([hop])[0].fill_(255)
-    message = codec.pack(held, hop, select)
-    box[: len(message)] = message
-    got = codec.unpack([hop], [box])
-    keep = torch.tensor(here)[select]
-    assert torch.equal(got.x, x[select])
-    assert torch.equal(got.ids, ids[select].masked_fill(~keep, -1))
-    assert torch.equal(got.weights, weights[select].masked_fill(~keep, 0))
+    x, ids, weights = _rows(7, dtype, kind)
+    there = Leg(Hop(0, 1, (0,), (0, 2)), (0,))  # instances 0 and 2: not consecutive
+    sender = _codec(Sliced, there.hop, dtype, Cargo(x, ids, weights))
+    message, (segment,) = sender.message(there)
+    here = [[int(i) >= 0 and int(i) // 2 in (0, 2) for i in row] for row in ids]
+    assert segment.select.tolist() == [t for t in range(7) if any(here[t])]
+    receiver = _codec(Sliced, there.hop, dtype)
+    room = receiver.room(0).fill_(255)
+    room[: len(message)] = message
+    receiver.arrived(0)
+    got, _ = receiver.landing()
+    mine = [t for t in range(7) if any(int(i) // 2 == 0 for i in ids[t] if i >= 0)]
+    keep = torch.tensor([[0 <= int(i) < 2 for i in ids[t]] for t in mine])
+    assert torch.equal(got.x, x[mine])
+    assert torch.equal(got.ids, ids[mine].masked_fill(~keep, -1))
+    assert torch.equal(got.weights, weights[mine].masked_fill(~keep, 0))
     assert got.weights.dtype == kind
-    assert got.counts == tuple(sum(lo <= t < hi for t in select.tolist()) for lo, hi in ((0, 3), (3, 3), (3, 7)))
+    assert receiver.counts == (len(mine),)
+
+
+def _rows(n, dtype, kind):
+    rng = torch.Generator().manual_seed(0)
+    ids = torch.randint(-1, 6, (n, 3), generator=rng).to(torch.int32)
+    return torch.randn(n, 5, generator=rng).to(dtype), ids, torch.rand(n, 3, generator=rng).to(kind)
+
+
+def _codec(kind, hop, dtype, own=None):
+    """A codec with one arrival, which is for this expert instance, or stands for the attention rank's own rows."""
+    topology = Topology(((0,),), ((1,), (2,), (3,)))
+    arrival = Hop(0, 0, (0,), (0, 1, 2)) if own else hop
+    turns = () if own else (Round((), (0,)),)
+    trip = Itinerary(topology, 0 if own else 1, (arrival,), turns, () if own else (0,))
+    arena = Arena(4096, torch.device("cpu"))
+    more = (3, 2) if kind is Sliced else ()
+    return kind(trip, (7,), arena, torch.empty(0, 5, dtype=dtype), *more, own)
 
 
 def test_whole_rows_arrive_in_place():
-    codec = Whole((2, 0, 1), 4, torch.float32)
-    hops = [Hop(0, 9, (0,), (0,)), Hop(1, 9, (1,), (0,)), Hop(2, 9, (2,), (0,))]
-    inbox = codec.inbox(hops)
-    for box, value in zip(inbox, (1.0, 2.0, 3.0), strict=True):
-        box.fill_(value)
-    held = codec.unpack(hops, inbox)
-    assert held.x[:, 0].tolist() == [1.0, 1.0, 3.0]
-    assert held.x.data_ptr() == inbox[0].data_ptr(), "no copy"
+    topology = Topology(((0, 1, 2),), ((9,),))
+    hops = tuple(Hop(a, 9, (a,), (0,)) for a in range(3))
+    codec = Whole(
+        Itinerary(topology, 9, hops, (Round((), (0, 1, 2)),), (0, 1, 2)), (2, 0, 1), Arena(64, torch.device("cpu")), torch.empty(0, 4)
+    )  # fmt: skip
+    for i, value in enumerate((1.0, 2.0, 3.0)):
+        codec.room(i).fill_(value)
+    cargo, segments = codec.landing()
+    assert cargo.x[:, 0].tolist() == [1.0, 1.0, 3.0]
+    assert cargo.x.data_ptr() == codec.room(0).data_ptr(), "no copy"
+    assert [(s.index, s.at, s.rows) for s in segments] == [(0, 0, 2), (1, 2, 0), (2, 2, 1)]
+
+
+def test_an_arena_hands_out_the_same_memory_again_and_no_more_than_it_has():
+    arena = Arena(256, torch.device("cpu"))
+    first = arena.take((3, 5), torch.float32)
+    second = arena.take((7,), torch.uint8)
+    assert second.data_ptr() - first.data_ptr() == 64
+    arena.reset()
+    assert arena.take((1,), torch.bfloat16).data_ptr() == first.data_ptr()
+    with pytest.raises(AssertionError, match="256 bytes"):
+        arena.take((256,), torch.uint8)
+
+
+def test_what_is_submitted_runs_in_order_beside_the_caller():
+    lane, seen = Lane("test"), []
+    gate = threading.Event()
+    first = lane.submit(lambda: (gate.wait(5), seen.append(1)))
+    second = lane.submit(lambda: seen.append(2))
+    assert not first.done
+    threading.Timer(0.05, gate.set).start()
+    lane.run(lambda: seen.append(3))  # after the two
+    assert seen == [1, 2, 3]
+    assert second.done
+    failing = lane.submit(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        failing.wait()
+    lane.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("janus-test")]
 
 
 def test_the_reference_sums_nodes_first_and_rounds_each():
@@ -85,7 +133,11 @@ GOOD = {"hidden_size": 4, "dtype": "float32", "max_tokens": 4}
 @pytest.mark.parametrize(
     ("args", "code"),
     [
-        ({"regime": "relay"}, "comm.regime"),
+        ({"regime": "ring"}, "comm.regime"),
+        ({"capacity": "some"}, "comm.capacity"),
+        ({"capacity": 0}, "comm.capacity"),
+        ({"capacity": 5}, "comm.capacity"),
+        ({"capacity": True}, "comm.capacity"),
         ({"gate": "both"}, "comm.gate"),
         ({"dtype": "float64"}, "comm.dtype"),
         ({"device": "cuda"}, "comm.device"),

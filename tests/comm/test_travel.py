@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from test_layout import loads
 
 from janus.comm import reference
-from janus.comm.layout import REGIMES, stops
-from janus.comm.rows import Held, Sliced, Whole
+from janus.comm.arena import Arena
+from janus.comm.buffers import Size, homeward_bytes, outward_bytes
+from janus.comm.layout import ROUTES, Route, itinerary
+from janus.comm.rows import Cargo, Sliced, Whole
 from janus.comm.travel import homeward, outward
 from janus.comm.wire import At
 
@@ -34,6 +36,7 @@ class Queues:
 
     def send(self, peer, rows, tag, at):
         assert rows.is_contiguous()
+        assert peer != self.rank, "nobody sends to itself"
         assert rows.numel(), "nothing is never sent"
         self.between[self.rank, peer, tag].put(rows.clone().view(-1).view(torch.uint8))
 
@@ -49,7 +52,15 @@ class Queues:
             room[: len(message)] = message
 
 
-def run(topology, counts, regime, gate, dtype, seed):
+def padded(rows, counts, capacity, chosen):
+    """An expert's answers with rows of no token in between, where every rank takes up `capacity` rows."""
+    if capacity is None or chosen:
+        return rows
+    blocks = rows.split(list(counts))
+    return torch.cat([torch.cat([b, torch.full((capacity - len(b), H), 7.0).to(b)]) for b in blocks])
+
+
+def run(topology, counts, route, gate, dtype, seed, capacity=None):
     rng = torch.Generator().manual_seed(seed)
     x = [torch.randn(b, H, generator=rng).to(dtype) for b in counts]
     ids = [torch.randint(-1, topology.n_experts * C, (b, K), generator=rng).to(torch.int32) for b in counts]
@@ -63,14 +74,21 @@ def run(topology, counts, regime, gate, dtype, seed):
     def rank_main(rank):
         try:
             at, attention = topology.instance(rank), topology.role(rank) == "attention"
-            codec = Sliced(tuple(counts), H, dtype, K, C) if chosen else Whole(tuple(counts), H, dtype)
-            mine = tuple(n if attention and a == at else 0 for a, n in enumerate(counts))
-            own = (ids[at], weights[at]) if attention and chosen else (None, None)
-            held = Held(x[at] if attention else x[0].new_empty(0, H), mine, *own)
+            trip, sizes = itinerary(route, topology, rank), [capacity] * len(counts) if capacity else counts
+            size = Size(H, dtype.itemsize, K if chosen else 0)
+            # the memory of a step with as many rows as this one, or more, on every rank: exactly enough, or more
+            most = [max(sizes)] * len(counts)
+            out = Arena(outward_bytes(trip, most, size), torch.device("cpu"))
+            home = Arena(homeward_bytes(trip, most, size), torch.device("cpu"))
+            none = x[0].new_empty(0, H)
+            own = Cargo(x[at], ids[at], weights[at]) if attention else None
+            codec = Sliced(trip, tuple(sizes), out, none, K, C, own) if chosen else Whole(trip, sizes, out, none, own)
             wire = Queues(rank, between)
-            held, trail = outward(wire, stops(regime, topology, rank), rank, held, codec, AT)
-            answer = held.x.new_empty(0, H) if attention else y[at]
-            found[rank] = held, homeward(wire, topology, rank, trail, answer, AT)
+            cargo, trail = outward(wire, trip, codec, AT)
+            answer = torch.full((counts[at], H), float("nan"), dtype=dtype) if attention else None
+            answers = none if attention else padded(y[at], counts, capacity, chosen)
+            homeward(wire, trail, answers, home, AT, answer)
+            found[rank] = cargo, answer
         except Exception as error:
             errors.append((rank, error))
 
@@ -88,14 +106,14 @@ def run(topology, counts, regime, gate, dtype, seed):
 @settings(max_examples=60, deadline=None)
 @given(
     loads(),
-    st.sampled_from(REGIMES),
+    st.sampled_from(ROUTES),
     st.sampled_from(["experts", "attention"]),
     st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     st.integers(0, 1000),
 )
-def test_any_exchange_equals_the_reference_bit_for_bit(load, regime, gate, dtype, seed):
+def test_any_exchange_equals_the_reference_bit_for_bit(load, route, gate, dtype, seed):
     topology, counts = load
-    got, home, found = run(topology, counts, regime, gate, dtype, seed)
+    got, home, found = run(topology, counts, route, gate, dtype, seed)
     for g, rank in enumerate(topology.expert_ranks):
         rows, ids, weights = got[g]
         held = found[rank][0]
@@ -104,17 +122,32 @@ def test_any_exchange_equals_the_reference_bit_for_bit(load, regime, gate, dtype
         if gate == "attention":
             assert torch.equal(held.ids, ids.to(torch.int32))
             assert torch.equal(held.weights, weights)
+            assert held.weights.dtype == weights.dtype or not len(rows)
     for a, rank in enumerate(topology.attention_ranks):
         assert torch.equal(found[rank][1], home[a])
 
 
 @settings(max_examples=20, deadline=None)
 @given(loads(), st.sampled_from(["experts", "attention"]), st.integers(0, 1000))
-def test_the_regime_changes_no_bit(load, gate, seed):
+def test_the_route_changes_no_bit(load, gate, seed):
     topology, counts = load
-    results = [run(topology, counts, regime, gate, torch.bfloat16, seed)[2] for regime in REGIMES]
+    results = [run(topology, counts, route, gate, torch.bfloat16, seed)[2] for route in ROUTES]
     for rank in topology.attention_ranks:
-        assert torch.equal(results[0][rank][1].view(torch.int16), results[1][rank][1].view(torch.int16))
+        bits = [found[rank][1].view(torch.int16) for found in results]
+        assert all(torch.equal(bits[0], other) for other in bits[1:])
+
+
+@settings(max_examples=30, deadline=None)
+@given(loads(), st.sampled_from(ROUTES), st.sampled_from(["experts", "attention"]), st.integers(0, 1000))
+def test_padding_up_to_a_capacity_is_zeros_and_changes_no_sum(load, route, gate, seed):
+    topology, counts = load
+    _, home, found = run(topology, counts, route, gate, torch.float32, seed, capacity=4)
+    for a, rank in enumerate(topology.attention_ranks):
+        assert torch.equal(found[rank][1], home[a])
+    if gate == "experts":
+        for rank in topology.expert_ranks:
+            blocks = found[rank][0].x.view(len(counts), 4, H)
+            assert all(not block[n:].any() for block, n in zip(blocks, counts, strict=True))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.0])
@@ -122,8 +155,8 @@ def test_special_values_travel_as_they_are(value):
     from janus.types import Topology
 
     topology = Topology(attention=((0, 1),), experts=((2, 3),))
-    codec = Whole((1, 0), H, torch.float32)
     x = torch.full((1, H), value)
-    held = Held(x, (1, 0))
-    (hop,) = stops("direct", topology, 0)[0].sent[:1]
-    assert torch.equal(codec.pack(held, hop, codec.select(held, hop)).view(torch.int32), x.view(torch.int32))
+    trip = itinerary(Route("direct"), topology, 0)
+    codec = Whole(trip, (1, 0), Arena(64, torch.device("cpu")), x[:0], Cargo(x))
+    message, _ = codec.message(trip.rounds[0].sent[0])
+    assert torch.equal(message.view(torch.int32), x.view(torch.int32))

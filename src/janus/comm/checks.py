@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -11,6 +12,8 @@ from janus.types.topology import Role
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 GATES = ("experts", "attention")
+CAPACITIES = ("exact", "bucket")
+CPU = torch.device("cpu")
 
 
 def dtype_of(dtype: Any) -> torch.dtype:
@@ -58,15 +61,59 @@ def check_count(b: Any, max_tokens: int) -> None:
         )
 
 
-def check_rows(name: str, rows: Any, shape: tuple[int | None, ...], dtype: torch.dtype) -> None:
-    """Refuse `rows` unless it is a CPU tensor of `shape` (None: any size) and `dtype`."""
+def capacity_of(capacity: Any, max_tokens: int) -> int | str:
+    """``"exact"``, ``"bucket"`` or a number of rows in 1..max_tokens."""
+    if isinstance(capacity, str):
+        return known(capacity, CAPACITIES, "capacity (if no number)", "comm.capacity")
+    if isinstance(capacity, bool) or not isinstance(capacity, int) or not 1 <= capacity <= max_tokens:
+        rule = f"capacity must be 'exact', 'bucket' or an integer in 1..max_tokens={max_tokens}"
+        raise JanusError("comm.capacity", f"{rule}, got {capacity!r}")
+    return capacity
+
+
+def most(capacity: int | str, max_tokens: int) -> int:
+    """Most tokens of a rank."""
+    return capacity if isinstance(capacity, int) else max_tokens
+
+
+def rounded(capacity: int | str, counts: Sequence[int], max_tokens: int) -> int | None:
+    """Rows that every attention instance takes up on the wire; None: just its own.
+
+    Example:
+        >>> rounded("bucket", (3, 9), 100), rounded("bucket", (3, 9), 10), rounded("exact", (3, 9), 100)
+        (16, 10, None)
+    """
+    if capacity == "exact":
+        return None
+    if isinstance(capacity, int):
+        return capacity
+    return min(1 << max(max(counts) - 1, 0).bit_length(), max_tokens)
+
+
+def check_rows(
+    name: str, rows: Any, shape: tuple[int | None, ...], dtype: torch.dtype, device: torch.device = CPU
+) -> None:
+    """Refuse `rows` unless it is a tensor of `shape` (None: any size), `dtype` and `device`."""
     wanted = "[" + ", ".join("b" if n is None else str(n) for n in shape) + "]"
     if not isinstance(rows, torch.Tensor):
         raise JanusError(f"comm.{name}", f"{name} must be a torch tensor {wanted}, got {type(rows).__name__}")
     fits = rows.ndim == len(shape) and all(n is None or n == m for n, m in zip(shape, rows.shape, strict=True))
-    if not fits or rows.dtype != dtype or rows.device.type != "cpu":
+    if not fits or rows.dtype != dtype or rows.device.type != device.type:
         got = f"{rows.dtype} {list(rows.shape)} on {rows.device}"
-        raise JanusError(f"comm.{name}", f"{name} must be {dtype} {wanted} on cpu, got {got}; convert it first")
+        raise JanusError(f"comm.{name}", f"{name} must be {dtype} {wanted} on {device}, got {got}; convert it first")
+
+
+def check_out(out: Any, rows: int, width: int, dtype: torch.dtype, device: torch.device, gate: str) -> None:
+    """Refuse a buffer to receive into that is too small, not contiguous, or useless with this gate."""
+    if out is None:
+        return
+    if gate != "experts":
+        raise JanusError("comm.out", 'receive(out=...) is for gate="experts", where the rows need no unpacking')
+    check_rows("out", out, (None, width), dtype, device)
+    if len(out) < rows or not out.is_contiguous():
+        raise JanusError(
+            "comm.out", f"out must be contiguous with room for {rows} rows, got {len(out)}; see Step.sizes"
+        )
 
 
 def check_ids(name: str, ids: Any, b: int, top_k: int | None, bound: int | None) -> None:

@@ -1,45 +1,59 @@
 """What an exchange costs: latency and bytes of the busiest port, phase by phase. Torch-free.
 
-Every rank has one port out and one port in per class of links; the messages of a port follow one another, the ports
-work at the same time, and a phase takes as long as its busiest port. Times are kept in whole femtoseconds: integer
-sums have no order, so every rank predicts, and chooses, exactly alike.
+The messages of a port follow one another, the ports work at the same time, and a phase takes as long as its busiest
+port. Times are kept in whole femtoseconds: integer sums have no order, so every rank predicts, and chooses, exactly
+alike.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from janus.comm.layout import REGIMES, Hop, parts, phases, same_box
+from janus.comm.layout import REGIMES, Route, candidates
+from janus.comm.ports import LINKS, IntArray, ports_of
 from janus.errors import JanusError, known
 from janus.types import Topology
 from janus.types.checks import instance, integer
+from janus.types.files import read_json, write_text
 
-LINKS = ("in_node", "between_nodes")
+if TYPE_CHECKING:
+    from janus.comm.api import Exchange
+
+FORMAT = "janus.comm.cost/1"
 _FS = 1e15  # femtoseconds per second
 _ALPHA_S = {"in_node": 5e-6, "between_nodes": 12e-6}
 _BETA_S = {"in_node": 1 / 450e9, "between_nodes": 1 / 50e9}
+_KEEP_BITS = 3  # of a count, for the choice: steps of nearly equal counts choose alike, and find the choice made
+_MEMO = 4096
 
-IntArray = npt.NDArray[np.int64]
+
+def _nothing() -> dict[str, float]:
+    return dict.fromkeys(LINKS, 0.0)
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """Latency and inverse bandwidth per class of links.
+    """Latency and inverse bandwidth per class of links, of a rank's own port and of what ranks share.
 
     The defaults describe eight-GPU boxes: NVLink at 450 GB/s each way and 400 Gb/s (50 GB/s) per GPU between
-    boxes; the latencies are those of a small message with its launch. They are for planning; on CPUs over gloo
-    give your own.
+    boxes; the latencies are those of a small message with its launch. They are for planning; `calibrate` measures them
+    where an exchange runs.
 
     Args:
-        alpha_s: seconds per message, keys ``"in_node"`` and ``"between_nodes"``.
-        beta_s_per_byte: seconds per byte, same keys.
+        alpha_s: seconds per message at a rank's port, keys ``"in_node"`` and ``"between_nodes"``.
+        beta_s_per_byte: seconds per byte at a rank's port, same keys.
+        node_alpha_s: seconds per message at the port that the ranks of a box share.
+        node_beta_s_per_byte: seconds per byte at the port that the ranks of a box share.
+        world_alpha_s: seconds per message of what all ranks share: one switch, or the processors of one machine.
+        world_beta_s_per_byte: seconds per byte of what all ranks share.
+        round_s: seconds per phase, whatever travels in it.
 
     Raises:
         JanusError: ``comm.cost`` for missing or unknown links and for numbers that are not finite and >= 0.
@@ -54,41 +68,138 @@ class CostModel:
 
     alpha_s: dict[str, float] = field(default_factory=lambda: dict(_ALPHA_S))
     beta_s_per_byte: dict[str, float] = field(default_factory=lambda: dict(_BETA_S))
+    node_alpha_s: dict[str, float] = field(default_factory=_nothing)
+    node_beta_s_per_byte: dict[str, float] = field(default_factory=_nothing)
+    world_alpha_s: dict[str, float] = field(default_factory=_nothing)
+    world_beta_s_per_byte: dict[str, float] = field(default_factory=_nothing)
+    round_s: float = 0.0
+    _memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("alpha_s", "beta_s_per_byte"):
+        for name in _PER_LINK:
             object.__setattr__(self, name, _per_link(name, getattr(self, name)))
+        object.__setattr__(self, "round_s", _seconds("round_s", self.round_s))
 
     def predict(
-        self, regime: str, *, topology: Topology, counts: Sequence[int], row_bytes: int, gate: str = "experts"
+        self,
+        regime: str,
+        *,
+        topology: Topology,
+        counts: Sequence[int],
+        row_bytes: int,
+        gate: str = "experts",
+        top_k: int | None = None,
     ) -> float:
         """Seconds for one dispatch and its combine.
 
         Args:
-            regime: ``"direct"`` or ``"gather"``.
+            regime: one of `janus.comm.layout.REGIMES`, at its best depth, or ``"auto"``.
             topology: the two pools.
             counts: tokens of each attention instance.
             row_bytes: bytes of one row, H times the size of an element.
-            gate: with ``"attention"`` the rows that travel depend on the routing; all of them is the upper bound
-                that is predicted.
+            gate: with ``"attention"`` the rows that travel depend on the routing: the expected number of them with
+                `top_k` choices at random, or all of them without `top_k`.
+            top_k: K.
         """
-        known(regime, REGIMES, "regime", "comm.regime")
-        known(gate, ("experts", "attention"), "gate", "comm.gate")
-        return self._femtoseconds(regime, topology, counts, row_bytes) / _FS
+        known(regime, (*REGIMES, "auto"), "regime", "comm.regime")
+        rows = self._counts(topology, counts, row_bytes, gate)
+        found = candidates(regime, topology)
+        return min(self._femtoseconds(route, topology, rows, row_bytes, gate, top_k) for route in found) / _FS
 
-    def choose(self, *, topology: Topology, counts: Sequence[int], row_bytes: int, gate: str = "experts") -> str:
-        """The cheapest regime; the earlier in ``("direct", "gather")`` when equal."""
-        known(gate, ("experts", "attention"), "gate", "comm.gate")
-        return min(REGIMES, key=lambda regime: self._femtoseconds(regime, topology, counts, row_bytes))
+    def route(
+        self,
+        regime: str = "auto",
+        *,
+        topology: Topology,
+        counts: Sequence[int],
+        row_bytes: int,
+        gate: str = "experts",
+        top_k: int | None = None,
+    ) -> Route:
+        """The cheapest route of `regime`, the plainer one when equal; counts are rounded to a few bits first.
 
-    def to_dict(self) -> dict[str, dict[str, float]]:
+        Example:
+            >>> CostModel().route(topology=Topology.parse("1A1E"), counts=(4,), row_bytes=4096)
+            Route(regime='direct', depth=1)
+        """
+        known(regime, (*REGIMES, "auto"), "regime", "comm.regime")
+        found = candidates(regime, topology)
+        if len(found) == 1:
+            return found[0]
+        rough = tuple(_rounded(n) for n in counts)
+        key = (regime, topology, rough, row_bytes, gate, top_k)
+        if key not in self._memo:
+            rows = self._counts(topology, rough, row_bytes, gate)
+            costs = [self._femtoseconds(route, topology, rows, row_bytes, gate, top_k) for route in found]
+            if len(self._memo) >= _MEMO:
+                self._memo.clear()
+            self._memo[key] = found[costs.index(min(costs))]
+        return self._memo[key]
+
+    def choose(self, **given: Any) -> str:
+        """The regime of `route`, which has the same arguments."""
+        return self.route(**given).regime
+
+    @classmethod
+    def calibrate(cls, exchange: Exchange, *, seconds: float = 5.0) -> CostModel:
+        """Measure the links between the ranks of a live exchange; see `Exchange.calibrate`."""
+        return exchange.calibrate(seconds=seconds)
+
+    def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON; `CostModel(**d)` reads them back."""
-        return {"alpha_s": dict(self.alpha_s), "beta_s_per_byte": dict(self.beta_s_per_byte)}
+        return {name: dict(getattr(self, name)) for name in _PER_LINK} | {"round_s": self.round_s}
 
-    def _femtoseconds(self, regime: str, topology: Topology, counts: Sequence[int], row_bytes: int) -> int:
+    def save(self, path: str | Path) -> None:
+        """Write JSON."""
+        write_text(path, "comm.cost", json.dumps({"format": FORMAT, **self.to_dict()}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> CostModel:
+        """Read what `save` wrote; whatever is wrong with the file is ``comm.cost``."""
+        data = read_json(path, "comm.cost")
+        if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+            raise JanusError("comm.cost", f"{path} is not a cost model written by CostModel.save")
+        names = tuple(f.name for f in fields(cls) if f.init)
+        return cls(**{known(name, names, "a field of a cost model", "comm.cost"): data[name] for name in data})
+
+    def phase_seconds(self, route: Route, topology: Topology, counts: Sequence[int], row_bytes: int) -> list[float]:
+        """Seconds of each phase, dispatch first, then the combine's; gate ``"experts"``."""
+        rows = self._counts(topology, counts, row_bytes, "experts")
+        return [int(f) / _FS for f in self._phases(route, topology, rows, row_bytes, "experts", None)]
+
+    def _femtoseconds(self, route: Route, topology: Topology, rows: IntArray, row_bytes: int, gate: str, top_k: int | None) -> int:  # fmt: skip
+        return int(self._phases(route, topology, rows, row_bytes, gate, top_k).sum())
+
+    def _phases(self, route: Route, topology: Topology, counts: IntArray, row_bytes: int, gate: str, top_k: int | None) -> IntArray:  # fmt: skip
+        """[F]: the busiest port of each phase; messages without rows are not sent."""
+        ports = ports_of(route, topology)
+        if not ports.phases:
+            return np.zeros(0, dtype=np.int64)
+        choices = 8 * top_k if gate == "attention" and top_k else 0  # int32 id and float32 weight, on the way out
+        rows = ports.rows(counts, top_k if gate == "attention" else None)[ports.bundle]
+        alpha, beta = self._tables()
+        size = rows * np.where(ports.back, row_bytes, row_bytes + choices)
+        times = alpha[ports.kind] * (ports.messages * (rows > 0)) + beta[ports.kind] * (ports.loads * size)
+        busy = np.add.reduceat(times, ports.starts)
+        happens = np.maximum.reduceat(rows > 0, ports.starts[ports.phase_starts])
+        return np.maximum.reduceat(busy, ports.phase_starts) + round(self.round_s * _FS) * happens
+
+    def _tables(self) -> tuple[IntArray, IntArray]:
+        """Femtoseconds per message and per byte, by level * 2 + link."""
+        if "tables" not in self._memo:
+            alphas = (self.alpha_s, self.node_alpha_s, self.world_alpha_s)
+            betas = (self.beta_s_per_byte, self.node_beta_s_per_byte, self.world_beta_s_per_byte)
+            self._memo["tables"] = tuple(
+                np.array([round(level[link] * _FS) for level in levels for link in LINKS], dtype=np.int64)
+                for levels in (alphas, betas)
+            )
+        return self._memo["tables"]
+
+    def _counts(self, topology: Topology, counts: Sequence[int], row_bytes: int, gate: str) -> IntArray:
         remedy = "try Topology.parse('2A4E')"
         instance(topology, Topology, "topology must be a janus.Topology", "comm.topology", remedy)
         integer(row_bytes, "row_bytes", "comm.row_bytes")
+        known(gate, ("experts", "attention"), "gate", "comm.gate")
         rows = np.asarray(counts, dtype=np.int64)
         if rows.shape != (topology.n_attention,):
             raise JanusError(
@@ -96,74 +207,26 @@ class CostModel:
             )
         if rows.min() < 0:
             raise JanusError("comm.count", f"counts are tokens, each >= 0, got {list(counts)}; 0 for an idle instance")
-        total = 0
-        for ports in _ports(regime, topology):
-            total += ports.busiest(rows, row_bytes, self)
-        return total
+        return rows
 
 
-@dataclass(frozen=True)
-class Ports:
-    """The messages of one phase, in one direction, added up per port.
-
-    Args:
-        groups: [S, n_a] 0/1: which attention instances make up each distinct set of sources.
-        messages: per link, [P, S]: messages of each port that carry rows of that set.
-        loads: per link, [P, S]: how many times the rows of that set pass the port.
-    """
-
-    groups: IntArray
-    messages: tuple[IntArray, ...]
-    loads: tuple[IntArray, ...]
-
-    def busiest(self, rows: IntArray, row_bytes: int, cost: CostModel) -> int:
-        """Femtoseconds of the busiest port; messages without rows are not sent."""
-        size = self.groups @ rows
-        sent, size = (size > 0).astype(np.int64), size * row_bytes
-        worst = 0
-        for link, messages, loads in zip(LINKS, self.messages, self.loads, strict=True):
-            if len(messages):
-                alpha, beta = round(cost.alpha_s[link] * _FS), round(cost.beta_s_per_byte[link] * _FS)
-                worst = max(worst, int((messages @ (sent * alpha) + loads @ (size * beta)).max()))
-        return worst
+_PER_LINK = tuple(f.name for f in fields(CostModel) if f.name not in ("round_s", "_memo"))
 
 
-@lru_cache(maxsize=64)
-def _ports(regime: str, topology: Topology) -> tuple[Ports, ...]:
-    """Every phase there and back."""
-    there = phases(regime, topology)
-    return tuple(_add_up(phase, topology, back=back) for phase in there for back in (False, True))
-
-
-def _add_up(phase: Sequence[Hop], topology: Topology, *, back: bool) -> Ports:
-    hops = [hop for hop in phase if hop.src != hop.dst]
-    sets = sorted({hop.sources for hop in hops})
-    groups = np.zeros((len(sets), topology.n_attention), dtype=np.int64)
-    for i, sources in enumerate(sets):
-        groups[i, list(sources)] = 1
-    messages, loads = [], []
-    for near in (True, False):
-        chosen = [hop for hop in hops if same_box(topology, hop.src, hop.dst) == near]
-        names = sorted({port for hop in chosen for port in _ends(hop)})
-        counted = np.zeros((2, len(names), len(sets)), dtype=np.int64)
-        for hop in chosen:
-            times = len(parts(hop.targets, topology)) if back else 1
-            for port in _ends(hop):
-                counted[:, names.index(port), sets.index(hop.sources)] += (1, times)
-        messages.append(counted[0])
-        loads.append(counted[1])
-    return Ports(groups, tuple(messages), tuple(loads))
-
-
-def _ends(hop: Hop) -> tuple[tuple[str, int], tuple[str, int]]:
-    return ("out", hop.src), ("in", hop.dst)
+def _rounded(n: int) -> int:
+    """`n` with its leading bits alone, rounded up."""
+    drop = max(n.bit_length() - _KEEP_BITS, 0)
+    return -(-n >> drop) << drop
 
 
 def _per_link(name: str, given: Any) -> dict[str, float]:
     if not isinstance(given, dict) or set(given) != set(LINKS):
         raise JanusError("comm.cost", f"{name} must be a dict with the keys {', '.join(LINKS)}, got {given!r}")
-    for link, value in given.items():
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or value < 0:
-            raise JanusError("comm.cost", f"{name}[{link!r}] must be a finite number >= 0, got {value!r}")
-    return {link: float(given[link]) for link in LINKS}
+    return {link: _seconds(f"{name}[{link!r}]", given[link]) for link in LINKS}
+
+
+def _seconds(name: str, value: Any) -> float:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < 0:
+        raise JanusError("comm.cost", f"{name} must be a finite number >= 0, got {value!r}")
+    return float(value)

@@ -6,7 +6,7 @@ from janus.comm.layout import Hop, Phases
 from janus.types import Topology
 
 
-def phases(topology: Topology) -> Phases:
+def phases(topology: Topology, depth: int = 1) -> Phases:
     """One phase; the combine sends one message back over every hop.
 
     Example:

@@ -42,6 +42,7 @@ class Session:
     """
 
     wire: Wire
+    payload: Wire
     watch: Watch
 
     def __init__(self, topology: Topology, timeouts: Timeouts, terms: dict[str, Any], contract: dict[str, Any]) -> None:
@@ -67,6 +68,7 @@ class Session:
         self.watch = Watch(notes, self._group, self.members, self.rank)
         self.watch.start()
         self.wire = Wire(self._group, self.topology, self.rank, self.watch)
+        self.payload = self.wire  # what carries rows; the same connections where gloo does
         atexit.register(self.watch.abandon)
 
     @property
@@ -137,6 +139,11 @@ class Session:
     def traffic(self) -> dict[str, LinkTraffic]:
         """A copy of what this rank has sent."""
         return {} if self.role == "idle" else dict(self.wire.traffic)
+
+    def reset_traffic(self) -> None:
+        """Count from zero again."""
+        if self.role != "idle":
+            self.wire.reset_traffic()
 
     def say_goodbye(self, speak: Callable[[At], Any]) -> None:
         """Run `speak` and wait for it, within `close_s`; from here on a closed connection accuses nobody."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+from janus.comm.layout import Route
 from janus.errors import JanusError
 
 
@@ -48,8 +49,10 @@ class Step:
 
     Args:
         counts: tokens of each attention instance, in instance order.
-        regime: how this step's rows travel, ``"direct"`` or ``"gather"``.
+        regime: how this step's rows travel, one of `janus.comm.layout.REGIMES`.
         closed: the attention side has closed; no step follows.
+        depth: how many turns of pieces follow one another in the regimes that cut rows into pieces, else 1.
+        capacity: rows that every attention instance takes up on the wire, padding included; None: just its own.
 
     Example:
         >>> Step((3, 0, 2), "direct").total
@@ -59,6 +62,18 @@ class Step:
     counts: tuple[int, ...]
     regime: str
     closed: bool = False
+    depth: int = 1
+    capacity: int | None = None
+
+    @property
+    def route(self) -> Route:
+        """Regime and depth together."""
+        return Route(self.regime, self.depth)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Rows of each attention instance on the wire."""
+        return self.counts if self.capacity is None else (self.capacity,) * len(self.counts)
 
     @property
     def total(self) -> int:

@@ -12,142 +12,166 @@ from dataclasses import dataclass
 
 import torch
 
-from janus.comm.layout import Hop, Part, Stop, expert_nodes, parts
-from janus.comm.rows import Held, Select, Sliced, Whole
+from janus.comm.arena import Arena
+from janus.comm.layout import Hop, Itinerary, Part, expert_nodes, parts
+from janus.comm.rows import Cargo, Segment, Sliced, Whole
 from janus.comm.wire import At, Wire
-from janus.types import Topology
 
 DISPATCH_TAG, COMBINE_TAG = 10, 11
 
 
 @dataclass(frozen=True)
-class Footprint:
-    """What one phase of a dispatch leaves behind for its combine.
+class Trail:
+    """What a dispatch leaves behind for its combine.
 
     Args:
-        sent: each hop this rank sent, with the rows of what it held before the phase.
-        arrived: each hop that reached it, with the rows of what it held after the phase.
-        held: rows it held before the phase.
+        trip: the hops of this rank.
+        lengths: rows of each arrival.
+        sent: per round each hop this rank sent, with the rows in it.
+        landed: the rows of the arrivals that are for this expert instance.
     """
 
-    sent: tuple[tuple[Hop, Select], ...]
-    arrived: tuple[tuple[Hop, slice], ...]
-    held: int
+    trip: Itinerary
+    lengths: tuple[int, ...]
+    sent: tuple[tuple[tuple[Hop, tuple[Segment, ...]], ...], ...]
+    landed: tuple[Segment, ...] = ()
 
 
-def outward(
-    wire: Wire, stops: Sequence[Stop], rank: int, held: Held, codec: Whole | Sliced, at: At
-) -> tuple[Held, tuple[Footprint, ...]]:
-    """Carry rows over all phases; returns what this rank holds at the end, and its footprints."""
-    trail: list[Footprint] = []
-    for stop in stops:
-        inbox = codec.inbox(stop.arriving)
-        coming = [(hop, box) for hop, box in zip(stop.arriving, inbox, strict=True) if hop.src != rank and len(box)]
-        posts = [wire.recv(hop.src, box, DISPATCH_TAG, at) for hop, box in coming]
-        sent = tuple((hop, codec.select(held, hop)) for hop in stop.sent)
-        for hop, select in sent:
-            message = codec.pack(held, hop, select)
-            if hop.dst == rank:
-                inbox[stop.arriving.index(hop)][: len(message)] = message
-            elif len(message):
-                wire.send(hop.dst, message, DISPATCH_TAG, at)
-        wire.wait(posts, at)
-        before, held = len(held.x), codec.unpack(stop.arriving, inbox)
-        arrived = tuple((hop, held.span(hop.sources)) for hop in stop.arriving)
-        trail.append(Footprint(sent, arrived, before))
-    return held, tuple(trail)
+def outward(wire: Wire, trip: Itinerary, codec: Whole | Sliced, at: At) -> tuple[Cargo | None, Trail]:
+    """Carry rows over all rounds; returns the rows of an expert rank (None on an attention rank) and the trail."""
+    posts = []
+    for turn in trip.rounds:  # all room is offered at once: what comes early needs no waiting
+        rooms = [(trip.arrivals[i].src, codec.room(i)) for i in turn.arriving]
+        posts.append([wire.recv(src, room, DISPATCH_TAG, at) for src, room in rooms if room.numel()])
+    sent = []
+    for turn, coming in zip(trip.rounds, posts, strict=True):
+        legs = []
+        for leg in turn.sent:
+            message, segments = codec.message(leg)
+            if message.numel():
+                wire.send(leg.hop.dst, message, DISPATCH_TAG, at)
+            legs.append((leg.hop, segments))
+        sent.append(tuple(legs))
+        wire.wait(coming, at)
+        for i in turn.arriving:
+            codec.arrived(i)
+    cargo, landed = codec.landing() if trip.landed else (None, ())
+    return cargo, Trail(trip, tuple(codec.lengths), tuple(sent), landed)
 
 
-def homeward(
-    wire: Wire,
-    topology: Topology,
-    rank: int,
-    trail: Sequence[Footprint],
-    y: torch.Tensor,
-    at: At,
-) -> torch.Tensor:
-    """Carry partial sums back over the hops of `trail`, last phase first.
+def homeward(wire: Wire, trail: Trail, y: torch.Tensor, arena: Arena, at: At, out: torch.Tensor | None) -> None:
+    """Carry partial sums back over the hops of `trail`, last round first.
 
     Args:
         wire: to send over.
-        topology: fixes the order of the sums.
-        rank: this process.
-        trail: footprints of the dispatch.
+        trail: of the dispatch.
         y: [n, H], an expert instance's partial outputs; [0, H] on attention ranks.
+        arena: for sums under way.
         at: phase, layer, deadline.
-
-    Returns:
-        [b, H] sums on attention ranks; a tensor without meaning on expert ranks.
+        out: [b, H] for the sums of an attention rank's rows; None on an expert rank.
     """
-    answers = Answers(topology, (), (), 0, y)
-    for foot in reversed(trail):
-        width = y.shape[1]
-        coming = [(hop, len(parts(hop.targets, topology)), _length(select)) for hop, select in foot.sent]
-        blocks = {hop: y.new_empty(p, n, width) for hop, p, n in coming}
-        posts = [wire.recv(h.dst, b, COMBINE_TAG, at) for h, b in blocks.items() if h.dst != rank and b.numel()]
-        for hop, rows in foot.arrived:
-            block = torch.stack([answers.part(part)[rows] for part in parts(hop.targets, topology)])
-            if hop.src == rank:
-                blocks[hop].copy_(block)
-            elif block.numel():
-                wire.send(hop.src, block, COMBINE_TAG, at)
-        wire.wait(posts, at)
-        answers = Answers(topology, foot.sent, tuple(blocks.values()), foot.held, y)
-    return answers.total()
+    trip, answers = trail.trip, Answers(trail, y, arena)
+    posts = []
+    for legs in reversed(trail.sent):
+        blocks = [(hop, answers.room(hop, segments)) for hop, segments in legs]
+        posts.append([wire.recv(hop.dst, block, COMBINE_TAG, at) for hop, block in blocks if block.numel()])
+    backwards = [*reversed(trip.rounds)]
+    for i, turn in enumerate(backwards):
+        for index in turn.arriving:
+            block = answers.block(index)
+            if block.numel():
+                wire.send(trip.arrivals[index].src, block, COMBINE_TAG, at)
+        wire.wait(posts[i], at)
+    if out is not None:
+        answers.total(0, out)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Sums over the instances of `part` for some rows of an arrival."""
+
+    part: Part
+    segment: Segment
+    rows: torch.Tensor
 
 
 class Answers:
-    """What came back over the hops a rank had sent, ready to be summed for the rows it held.
+    """What comes back for the rows of each arrival, and the sums of it.
 
     Args:
-        topology: fixes the order of the sums.
-        sent: hops with the rows they carried, in order of targets.
-        blocks: [parts, n, H] per hop.
-        held: rows held before those hops.
-        y: the rank's own partial outputs; they are the answer where nothing was sent on.
+        trail: of the dispatch.
+        y: the rank's own partial outputs.
+        arena: for blocks and sums under way.
     """
 
-    def __init__(
-        self,
-        topology: Topology,
-        sent: Sequence[tuple[Hop, Select]],
-        blocks: Sequence[torch.Tensor],
-        held: int,
-        y: torch.Tensor,
-    ) -> None:
-        self._topology, self._sent, self._blocks, self._held, self._y = topology, sent, blocks, held, y
-        self._sums: dict[Part, torch.Tensor] = {}
+    def __init__(self, trail: Trail, y: torch.Tensor, arena: Arena) -> None:
+        self._trail, self._topology, self._arena, self._y = trail, trail.trip.topology, arena, y
+        self._for: list[list[Answer]] = [[] for _ in trail.trip.arrivals]
+        most = max(trail.lengths, default=0)
+        self._scratch = [arena.take((most, y.shape[1]), torch.float32) for _ in range(2)]
+        self._rounded = arena.take((most, y.shape[1]), y.dtype)
+        if trail.landed:
+            own = (self._topology.instance(trail.trip.rank),)
+            for segment in trail.landed:
+                self._for[segment.index].append(Answer(own, segment, y[segment.at : segment.at + segment.rows]))
 
-    def part(self, part: Part) -> torch.Tensor:
-        """Sum over the expert instances of `part`, [held, H] in the model's dtype."""
-        if not self._sent:
-            return self._y
-        if part not in self._sums:
-            acc = self._zeros()
-            for (hop, select), block in zip(self._sent, self._blocks, strict=True):
-                for piece, rows in zip(parts(hop.targets, self._topology), block, strict=True):
-                    if piece[0] in part:
-                        _add(acc, select, rows)
-            self._sums[part] = acc.to(self._y.dtype)
-        return self._sums[part]
+    def room(self, hop: Hop, segments: Sequence[Segment]) -> torch.Tensor:
+        """[parts, n, H]: where the answers to a sent hop are to be received."""
+        pieces = parts(hop.targets, self._topology)
+        block = self._arena.take((len(pieces), sum(s.rows for s in segments), self._y.shape[1]), self._y.dtype)
+        for piece, rows in zip(pieces, block, strict=True):
+            for s in segments:
+                self._for[s.index].append(Answer(piece, s, rows[s.at : s.at + s.rows]))
+        return block
 
-    def total(self) -> torch.Tensor:
-        """Sum over all expert nodes, [held, H] in the model's dtype."""
-        acc = self._zeros()
-        for node in expert_nodes(self._topology) if self._sent else ():
-            acc += self.part(node)
-        return acc.to(self._y.dtype)
+    def block(self, index: int) -> torch.Tensor:
+        """[parts, n, H]: what goes home over arrival `index`."""
+        hop, n = self._trail.trip.arrivals[index], self._trail.lengths[index]
+        pieces = parts(hop.targets, self._topology)
+        (first, *more) = self._for[index] or [None]
+        if first is not None and not more and first.rows.shape[0] == n and first.part == pieces[0]:
+            return first.rows[None]  # a lone instance's own rows need no sum
+        block = self._arena.take((len(pieces), n, self._y.shape[1]), self._y.dtype)
+        for piece, rows in zip(pieces, block, strict=True):
+            self._sum(index, piece, rows)
+        return block
 
-    def _zeros(self) -> torch.Tensor:
-        return torch.zeros(self._held, self._y.shape[1], dtype=torch.float32)
+    def total(self, index: int, out: torch.Tensor) -> None:
+        """The sums over all expert instances of the first len(out) rows of arrival `index`."""
+        if len(out) == self._trail.lengths[index]:
+            self._sum(index, tuple(range(self._topology.n_experts)), out)
+            return
+        rows = self._arena.take((self._trail.lengths[index], out.shape[1]), out.dtype)  # without the padding
+        self._sum(index, tuple(range(self._topology.n_experts)), rows)
+        out.copy_(rows[: len(out)])
 
+    def _sum(self, index: int, part: Part, out: torch.Tensor) -> None:
+        """Sum over the instances of `part`, in the order of the topology."""
+        given = sorted(self._for[index], key=lambda answer: answer.part)
+        ready = [answer for answer in given if answer.part == part]
+        if ready:
+            self._add_up(ready, out, self._scratch[0])
+            return
+        nodes = [node for node in expert_nodes(self._topology) if set(node) <= set(part)]
+        if len(nodes) <= 1:
+            self._add_up([answer for answer in given if set(answer.part) <= set(part)], out, self._scratch[0])
+            return
+        n = len(out)
+        acc, rounded = self._scratch[1][:n].zero_(), self._rounded[:n]
+        for node in nodes:
+            self._add_up([answer for answer in given if set(answer.part) <= set(node)], rounded, self._scratch[0])
+            acc += rounded
+        out.copy_(acc)
 
-def _add(acc: torch.Tensor, select: Select, rows: torch.Tensor) -> None:
-    if isinstance(select, slice):
-        acc[select] += rows
-    else:
-        acc.index_add_(0, select, rows.to(acc.dtype))  # no row twice: the order of additions is fixed
-
-
-def _length(select: Select) -> int:
-    return select.stop - select.start if isinstance(select, slice) else len(select)
+    def _add_up(self, answers: Sequence[Answer], out: torch.Tensor, scratch: torch.Tensor) -> None:
+        """Float32 from +0 in the order given, rounded into `out`."""
+        acc = out if out.dtype == torch.float32 else scratch[: len(out)]
+        acc.zero_()
+        for answer in answers:
+            select = answer.segment.select
+            if isinstance(select, slice):
+                acc[select] += answer.rows
+            else:
+                acc.index_add_(0, select, answer.rows.to(acc.dtype))  # no row twice: the order of additions is fixed
+        if acc is not out:
+            out.copy_(acc)

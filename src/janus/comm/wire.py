@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -57,16 +58,19 @@ class Wire:
         members = topology.attention_ranks + topology.expert_ranks
         self._number = {member: i for i, member in enumerate(members)}
         self._near = {member: same_box(topology, rank, member) for member in members}
-        self._sends: list[Post] = []
+        self._sends: dict[int, list[Post]] = {}
+        self._counting = threading.Lock()  # the lanes send from threads of their own
         self.reset_traffic()
 
     def send(self, peer: int, rows: torch.Tensor, tag: int, at: At) -> None:
         """Post contiguous `rows`; they must not change until `settle`."""
         flat = _bytes(rows)
         link = "in_node" if self._near[peer] else "between_nodes"
-        self.traffic[link] = self.traffic[link].plus(flat.numel())
+        with self._counting:
+            self.traffic[link] = self.traffic[link].plus(flat.numel())
         try:
-            self._sends.append(Post(peer, self._group.send([flat], self._number[peer], tag), flat))
+            post = Post(peer, self._group.send([flat], self._number[peer], tag), flat)
+            self._sends.setdefault(tag, []).append(post)
         except RuntimeError as error:
             raise self._lost(peer, at, error) from None
 
@@ -91,16 +95,10 @@ class Wire:
             except RuntimeError as error:
                 raise self._lost(post.peer, at, error) from None
 
-    @property
-    def pending(self) -> int:
-        """Messages sent since the last `settle`."""
-        return len(self._sends)
-
-    def settle(self, at: At, oldest: int | None = None) -> None:
-        """Wait until everything sent, or its `oldest` messages, has left its buffers."""
-        n = self.pending if oldest is None else oldest
-        sends, self._sends = self._sends[:n], self._sends[n:]
-        self.wait(sends, at)
+    def settle(self, at: At, *tags: int) -> None:
+        """Wait until everything sent, or sent with one of `tags`, has left its buffers."""
+        for tag in tags or tuple(self._sends):
+            self.wait(self._sends.pop(tag, ()), at)
 
     def reset_traffic(self) -> None:
         """Count from zero again."""
@@ -108,7 +106,7 @@ class Wire:
 
     def drop(self) -> None:
         """Let go of the group and of all buffers."""
-        self._sends, self._group = [], None
+        self._sends, self._group = {}, None
 
     def _lost(self, peer: int, at: At, error: RuntimeError) -> Exception:
         silent = is_deadline(error)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from janus.comm.cost import CostModel
-from janus.comm.layout import REGIMES, Hop, parts, phases, same_box
+from janus.comm.layout import REGIMES, Route
+from janus.comm.ports import LINKS, tally
 from janus.comm.terms import LinkTraffic
 from janus.types import Topology
 
@@ -17,11 +18,13 @@ class Line:
 
     Args:
         regime: its name.
+        depth: its best depth; 1 where nothing is cut into pieces.
         traffic: of one dispatch and its combine, keys ``"in_node"`` and ``"between_nodes"``.
         seconds: by `CostModel.predict`.
     """
 
     regime: str
+    depth: int
     traffic: dict[str, LinkTraffic]
     seconds: float
 
@@ -39,11 +42,12 @@ class Explanation:
     choice: str
 
     def __str__(self) -> str:
-        rows = [f"{'regime':8} {'in-node':>24} {'between nodes':>24} {'predicted':>12}"]
+        rows = [f"{'regime':9} {'in-node':>24} {'between nodes':>24} {'predicted':>12}"]
         for line in self.lines:
-            near, far = (f"{t.messages} msg {t.bytes} B" for t in line.traffic.values())
+            near, far = (f"{line.traffic[link].messages} msg {line.traffic[link].bytes} B" for link in LINKS)
             mark = "  <- auto" if line.regime == self.choice else ""
-            rows.append(f"{line.regime:8} {near:>24} {far:>24} {line.seconds * 1e6:>9.1f} us{mark}")
+            name = f"{line.regime} x{line.depth}" if line.depth > 1 else line.regime
+            rows.append(f"{name:9} {near:>24} {far:>24} {line.seconds * 1e6:>9.1f} us{mark}")
         return "\n".join(rows)
 
 
@@ -56,35 +60,28 @@ def explain(topology: Topology, counts: Sequence[int], row_bytes: int, cost: Cos
         row_bytes: bytes of one row.
         cost: link classes; the default model when left out.
 
+    Returns:
+        The table; what ``"auto"`` never takes in this topology, because it repeats another, is in it all the same.
+
     Example:
         Two attention ranks and two expert ranks, one node each, 3 rows of 10 bytes per rank:
 
         >>> e = explain(Topology(((0, 1),), ((2, 3),)), (3, 3), 10)
         >>> [(line.regime, line.traffic["between_nodes"].messages) for line in e.lines]
-        [('direct', 8), ('gather', 2)]
+        [('direct', 8), ('gather', 4), ('spread', 4), ('relay', 4)]
     """
     cost = cost or CostModel()
-    lines = tuple(
-        Line(
-            regime,
-            traffic(regime, topology, counts, row_bytes),
-            cost.predict(regime, topology=topology, counts=counts, row_bytes=row_bytes),
-        )
-        for regime in REGIMES
-    )
-    return Explanation(lines, cost.choose(topology=topology, counts=counts, row_bytes=row_bytes))
+    given = {"topology": topology, "counts": counts, "row_bytes": row_bytes}
+    lines = []
+    for regime in REGIMES:
+        route = cost.route(regime, **given)
+        seconds = sum(cost.phase_seconds(route, topology, counts, row_bytes))
+        lines.append(Line(regime, route.depth, traffic(route, topology, counts, row_bytes), seconds))
+    return Explanation(tuple(lines), cost.choose(**given))
 
 
-def traffic(regime: str, topology: Topology, counts: Sequence[int], row_bytes: int) -> dict[str, LinkTraffic]:
+def traffic(route: Route | str, topology: Topology, counts: Sequence[int], row_bytes: int) -> dict[str, LinkTraffic]:
     """Payload of one dispatch and its combine with gate ``"experts"``, all ranks together."""
-    total = {"in_node": LinkTraffic(), "between_nodes": LinkTraffic()}
-    for hop in (hop for phase in phases(regime, topology) for hop in phase):
-        size = hop.rows(counts) * row_bytes
-        if size and hop.src != hop.dst:
-            link = "in_node" if same_box(topology, hop.src, hop.dst) else "between_nodes"
-            total[link] = total[link].plus(size).plus(size * _sums(hop, topology))
-    return total
-
-
-def _sums(hop: Hop, topology: Topology) -> int:
-    return len(parts(hop.targets, topology))
+    route = Route(route) if isinstance(route, str) else route
+    found = tally(route, topology, counts)
+    return {link: LinkTraffic(c["messages"], c["rows"] * row_bytes) for link, c in found.items()}
