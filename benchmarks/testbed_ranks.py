@@ -350,8 +350,12 @@ def _work(module: ModuleType, control: socket.socket, where: Any) -> None:
 
 def _state(pid: int) -> tuple[str, int | None]:
     """How a rank ended; it stays unreaped, so that its number means nobody else."""
-    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    assert ended
+    ended, give_up = None, time.monotonic() + _ANSWER_S / 2
+    while ended is None:
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        if ended is None and time.monotonic() > give_up:
+            return "it closed its connection to the owner", None
+        time.sleep(0.01)
     if ended.si_code == os.CLD_EXITED:
         return f"the process ended with exit code {ended.si_status}", None
     return f"the process was ended by {signal.Signals(ended.si_status).name}", ended.si_status
