@@ -220,6 +220,7 @@ class Ranks:
     def _overdue(self, rank: int, started: float) -> Outcome:
         """Kill it; its own watchdog wrote where it was."""
         os.kill(self.pids[rank], signal.SIGKILL)
+        self._nursery.ask("state", pid=self.pids[rank])  # which waits until it is dead
         seconds = time.monotonic() - started
         why = "stopped by a signal" if rank in self._stopped else "no answer in time"
         where = self._folder / f"hang{rank}"
