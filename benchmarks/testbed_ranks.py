@@ -13,6 +13,7 @@ import faulthandler
 import importlib
 import json
 import os
+import select
 import selectors
 import shutil
 import signal
@@ -261,13 +262,13 @@ def main() -> None:
         except BaseException:
             connection.send(json.dumps({"error": traceback.format_exc()}).encode()[-_MESSAGE_BYTES:])
             return
-        signal.signal(signal.SIGTERM, _leave)
+        # a handler that raised could do so in the middle of cleaning up; a byte in a pipe ends the wait for requests
+        told, tell = os.pipe()
+        os.set_blocking(tell, False)
+        signal.set_wakeup_fd(tell)
+        signal.signal(signal.SIGTERM, lambda *_: None)
         connection.send(b'{"value": "ready"}')
-        _serve(connection, imported)
-
-
-def _leave(*_: object) -> None:
-    raise SystemExit(0)
+        _serve(connection, told, imported)
 
 
 def _end_with(parent: int, number: int) -> None:
@@ -276,13 +277,14 @@ def _end_with(parent: int, number: int) -> None:
         os._exit(1)
 
 
-def _serve(control: socket.socket, module: ModuleType) -> None:
+def _serve(control: socket.socket, told: int, module: ModuleType) -> None:
+    """Obey until the owner has ended (or SIGTERM came), then end all ranks and remove their folders."""
     families: dict[str, list[int]] = {}
     try:
-        while True:
+        while told not in select.select([control, told], [], [])[0]:
             text, fds, _, _ = socket.recv_fds(control, _MESSAGE_BYTES, 256)
             if not text:
-                return  # the owner has ended
+                return
             request = json.loads(text)
             try:
                 answer = {"value": _obey(families, module, fds, **request)}
@@ -290,7 +292,6 @@ def _serve(control: socket.socket, module: ModuleType) -> None:
                 answer = {"error": traceback.format_exc()}
             control.send(json.dumps(answer).encode())
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         for folder in list(families):
             _end(families, folder)
 
@@ -319,6 +320,7 @@ def _fork(module: ModuleType, namespace: str, env: dict[str, str], fds: list[int
     if pid:
         return pid
     try:
+        os.close(signal.set_wakeup_fd(-1))
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         _end_with(nursery, signal.SIGKILL)
         for other in fds[1:]:  # a rank's socket ends with the rank only if no other holds it
