@@ -330,3 +330,18 @@ def test_nothing_is_left_behind(roles, ending):
         time.sleep(0.05)
     assert left() == nothing
     assert host_links() == links
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("os.geteuid", lambda: 1000, "need root"),
+        ("sys.platform", "darwin", "need Linux, this is darwin"),
+        ("shutil.which", lambda tool: None if tool == "tc" else tool, r"no command tc \(package iproute2\)"),
+        ("testbed.SYSCTLS", {"net/ipv4/tcp_wmem": "x"}, "not permitted here: the kernel refused net/ipv4/tcp_wmem = x"),
+    ],
+)
+def test_the_reason_to_skip_is_told(monkeypatch, name, value, reason):
+    monkeypatch.setattr(name, value)
+    with pytest.raises(AssertionError, match=reason):
+        assert testbed.unavailable.__wrapped__() == ""
