@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -69,25 +68,6 @@ def capacity_of(capacity: Any, max_tokens: int) -> int | str:
         rule = f"capacity must be 'exact', 'bucket' or an integer in 1..max_tokens={max_tokens}"
         raise JanusError("comm.capacity", f"{rule}, got {capacity!r}")
     return capacity
-
-
-def most(capacity: int | str, max_tokens: int) -> int:
-    """Most tokens of a rank."""
-    return capacity if isinstance(capacity, int) else max_tokens
-
-
-def rounded(capacity: int | str, counts: Sequence[int], max_tokens: int) -> int | None:
-    """Rows that every attention instance takes up on the wire; None: just its own.
-
-    Example:
-        >>> rounded("bucket", (3, 9), 100), rounded("bucket", (3, 9), 10), rounded("exact", (3, 9), 100)
-        (16, 10, None)
-    """
-    if capacity == "exact":
-        return None
-    if isinstance(capacity, int):
-        return capacity
-    return min(1 << max(max(counts) - 1, 0).bit_length(), max_tokens)
 
 
 def check_rows(
