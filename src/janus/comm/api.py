@@ -9,17 +9,18 @@ from typing import Any, Literal
 
 import torch
 
-from janus.comm import checks
+from janus.comm import calibration, checks
 from janus.comm.buffers import Size
-from janus.comm.checks import order
+from janus.comm.carrier import Carrier
 from janus.comm.cost import CostModel
 from janus.comm.handle import Handle
 from janus.comm.lanes import Pending
 from janus.comm.layout import REGIMES
 from janus.comm.rows import Cargo
+from janus.comm.services import Services
 from janus.comm.session import Session
 from janus.comm.steps import Course, Rules
-from janus.comm.terms import LinkTraffic, Step, Timeouts
+from janus.comm.terms import Step, Timeouts
 from janus.comm.transport import Transport
 from janus.comm.wire import At
 from janus.errors import JanusError, PeerLost, known
@@ -28,7 +29,7 @@ from janus.types.checks import instance
 from janus.types.topology import Role
 
 
-class Exchange:
+class Exchange(Services):
     """Carries rows from every attention instance to the expert instances and their partial sums back.
 
     Args:
@@ -50,6 +51,7 @@ class Exchange:
         timeout_s: sets `timeouts.step_s` alone.
         contract: more JSON fields that must be equal on all ranks.
         cost: the model behind ``"auto"``; see `calibrate`.
+        max_ctas: most thread blocks that NCCL may take from the computation.
 
     Raises:
         JanusError: ``comm.*`` for a wrong argument; ``comm.contract`` when two ranks were told different things.
@@ -77,6 +79,7 @@ class Exchange:
         timeout_s: float | None = None,
         contract: dict[str, Any] | None = None,
         cost: CostModel | None = None,
+        max_ctas: int | None = None,
     ) -> None:
         remedy = "try Topology.parse('2A4E')"
         instance(topology, Topology, "topology must be a janus.Topology", "comm.topology", remedy)
@@ -84,11 +87,13 @@ class Exchange:
         self.gate = known(gate, checks.GATES, "gate", "comm.gate")
         known(regime, (*REGIMES, "auto"), "regime", "comm.regime")
         self.capacity = checks.capacity_of(capacity, max_tokens)
+        if max_ctas is not None:
+            checks.at_least_one(max_ctas=max_ctas)
         if gate == "attention":
             checks.at_least_one(top_k=top_k, slots_per_instance=slots_per_instance)
         self.topology, self.hidden_size, self.max_tokens = topology, hidden_size, max_tokens
         self.dtype, self.device = checks.dtype_of(dtype), checks.device_of(device)
-        self._top_k, self._slots = top_k or 0, slots_per_instance or 0
+        self.top_k, self.slots_per_instance = top_k or 0, slots_per_instance or 0
         self.timeouts = timeouts or Timeouts()
         if timeout_s is not None:
             self.timeouts = replace(self.timeouts, step_s=timeout_s)
@@ -98,29 +103,17 @@ class Exchange:
             "top_k": top_k, "slots_per_instance": slots_per_instance, "regime": regime, "capacity": capacity,
             "topology": topology.to_dict(), "cost": cost.to_dict(),
         }  # fmt: skip
-        self._session = Session(topology, self.timeouts, terms, contract or {})
+        carrier = Carrier(self.device, gate == "attention", max_ctas)
+        self._session = Session(topology, self.timeouts, terms, contract or {}, carrier)
         self.rank: int = self._session.rank
         self.role: Role = self._session.role
         row_bytes = hidden_size * self.dtype.itemsize
-        self._rules = rules = Rules(regime, self.capacity, max_tokens, row_bytes, gate, self._top_k or None)
+        self._rules = rules = Rules(regime, self.capacity, max_tokens, row_bytes, gate, self.top_k or None)
         self._course = Course(self._session, self.timeouts, rules, cost)
-        size = Size(hidden_size, self.dtype.itemsize, self._top_k if gate == "attention" else 0)
-        self._transport = Transport(self._session, size, self.dtype, self._slots, regime, max_tokens, self.device)
-
-    @property
-    def regime(self) -> str:
-        """How the rows of the last agreed step travel; before the first step what was asked for."""
-        return self._course.regime
-
-    @property
-    def cost(self) -> CostModel:
-        """The model behind ``"auto"``; alike on all ranks."""
-        return self._course.cost
-
-    @property
-    def backend(self) -> str:
-        """What carries the bytes: ``"gloo"``."""
-        return "gloo"
+        size = Size(hidden_size, self.dtype.itemsize, self.top_k if gate == "attention" else 0)
+        self._transport = Transport(
+            self._session, size, self.dtype, self.slots_per_instance, regime, max_tokens, self.device
+        )
 
     def buffer_bytes(self) -> int:
         """Bytes this rank takes for rows under way, at most `max_tokens` on every rank; taken at the first layer."""
@@ -183,8 +176,8 @@ class Exchange:
         course.check_idle("dispatch")
         checks.check_rows("x", x, (None, self.hidden_size), self.dtype, self.device)
         checks.check_count(len(x), self._rules.most)
-        slots = self._slots * self.topology.n_experts
-        checks.check_choices(self.gate, ids, weights, len(x), self._top_k, slots, self.dtype)
+        slots = self.slots_per_instance * self.topology.n_experts
+        checks.check_choices(self.gate, ids, weights, len(x), self.top_k, slots, x)
         step = course.to_dispatch(layer, len(x))
         course.open = "dispatch"
         at = At.within("dispatch", layer, self.timeouts.step_s)
@@ -299,55 +292,26 @@ class Exchange:
         at = At("combine", handle.layer, max(handle.posted + step_s, time.monotonic() + step_s / 2))
         return lambda: self._transport.combine(handle.trail, out, at)
 
-    def gather_topk(self, ids_bK: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """All-gather the top-k ids of a begun step among the attention ranks.
+    def calibrate(self, *, seconds: float = 5.0) -> CostModel:
+        """Time the routes between the ranks as they are, and choose by that from now on; all ranks call it together.
+
+        Between two steps. Rows of zeros travel over every route that ``"auto"`` may take, with few and with many tokens.
 
         Args:
-            ids_bK: int32 or int64 [b, K].
+            seconds: about how long it may take, at least one run of everything; 5 is enough up to some 30 ranks.
 
         Returns:
-            [B, K] in instance order, same dtype, and the row of this rank's first token.
+            The same `CostModel` on every rank, which is also `cost` from now on.
 
         Raises:
-            JanusError: ``comm.role``, ``comm.order``, ``comm.count``, ``comm.ids``.
-            PeerLost: phase ``"dispatch"``.
+            JanusError: ``comm.role``, ``comm.order``, ``comm.calibrate``.
+            PeerLost: as for a step.
         """
-        self._course.check_side("attention", "gather_topk")
-        step = self._course.step
-        if step is None:
-            order("gather_topk needs the counts of all ranks; call begin(b) first")
-        mine = self.topology.instance(self.rank)
-        checks.check_ids("ids", ids_bK, step.counts[mine], self._top_k or None, None)
-        at = At.within("dispatch", self._course.layer, self.timeouts.step_s)
-        return self._session.gather(ids_bK, step.counts, at)
-
-    def share(
-        self, name: str, value: Any, ranks: tuple[int, ...] | None = None, *, timeout_s: float | None = None
-    ) -> dict[int, Any]:
-        """All-gather a small JSON value through the rendezvous store.
-
-        Args:
-            name: the same on all of `ranks`; may be used again, then it is a new round.
-            value: JSON.
-            ranks: who takes part, this rank included; all ranks of the topology by default.
-            timeout_s: bound of the wait; default `rendezvous_s`.
-
-        Raises:
-            JanusError: ``comm.share`` for a value that is not JSON, a rank outside the topology or a bound <= 0.
-            PeerLost: phase ``"rendezvous"``, naming a rank that has not shared in time; at once when one is lost or
-                has closed.
-        """
-        if timeout_s is not None and not timeout_s > 0:
-            raise JanusError("comm.share", f"timeout_s must be > 0 seconds, got {timeout_s!r}")
-        return self._session.share(name, value, ranks, timeout_s)
-
-    def traffic(self) -> dict[str, LinkTraffic]:
-        """What this rank has sent so far, ``"in_node"`` and ``"between_nodes"``, payload and metadata."""
-        return self._session.traffic()
-
-    def reset_traffic(self) -> None:
-        """Count traffic from zero again."""
-        self._session.reset_traffic()
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
+            raise JanusError("comm.calibrate", f"seconds must be a finite number > 0, got {seconds!r}; try 5.0")
+        self._course.check_idle("calibrate")
+        self._course.cost = calibration.calibrate(self, seconds)
+        return self.cost
 
     def close(self) -> None:
         """Leave in good order, within `close_s`; may be called again, and after a failure."""

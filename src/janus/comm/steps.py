@@ -10,6 +10,7 @@ from janus.comm.agreement import Agreement, Notice
 from janus.comm.checks import order
 from janus.comm.cost import CostModel
 from janus.comm.handle import Handle
+from janus.comm.layout import Route
 from janus.comm.session import Session
 from janus.comm.terms import Step, Timeouts
 from janus.comm.wire import At
@@ -63,6 +64,7 @@ class Course:
         self.step: Step | None = None  # as begun
         self.layer = 0  # the next of a begun step
         self.open: Handle | str | None = None  # a string while a call of that name is under way
+        self.forced: Route | None = None  # taken instead of a choice, while routes are being measured
 
     def begin(self, b: int | None) -> Step:
         """Agree on the next step."""
@@ -150,7 +152,7 @@ class Course:
     def _as_step(self, heard: Notice) -> Step:
         rules, size = self._rules, self._rules.rows(heard.counts)
         counts = heard.counts if size is None else (size,) * len(heard.counts)
-        route = self.cost.route(
+        route = self.forced or self.cost.route(
             rules.regime, topology=self._session.topology, counts=counts, row_bytes=rules.row_bytes,
             gate=rules.gate, top_k=rules.top_k,
         )  # fmt: skip
