@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import torch
-from batches import DTYPES, Batch, C, H, K, one_layer
+from comm_batches import DTYPES, Batch, C, H, K, one_layer
 
 import janus
 from janus.comm import Exchange, Timeouts, rendezvous
