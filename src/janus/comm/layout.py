@@ -30,6 +30,9 @@ class Route(NamedTuple):
     regime: str
     depth: int = 1
 
+    def __str__(self) -> str:
+        return f"{self.regime} x{self.depth}" if self.depth > 1 else self.regime
+
 
 ROUTES = (
     Route("direct"),
