@@ -87,21 +87,27 @@ def start(ranks: Ranks, group: Group, most: int, seconds: float) -> CostModel:
 
 def ways(model: CostModel, group: Group, b: int) -> dict[str, Any]:
     """Each name with what `comm_ranks.measure` calls it: a regime at its best depth, as a route."""
-    given = {"topology": group.topology, "counts": group.counts(b), "row_bytes": group.row_bytes}
-    return {r: list(model.route(r, **given)) for r in REGIMES} | {"auto": "auto", "flat": "flat"}
+    return {r: list(model.route(r, **_given(group, b))) for r in REGIMES} | {"auto": "auto", "flat": "flat"}
+
+
+def _given(group: Group, b: int) -> dict[str, Any]:
+    return {"topology": group.topology, "counts": group.counts(b), "row_bytes": group.row_bytes}
 
 
 @dataclass(frozen=True)
 class Timed:
-    """One step of one way: seconds of each layer, of the whole step with `begin`, and the route taken."""
+    """One step of one way: seconds per layer, of the whole step with `begin`, and the route taken."""
 
-    layers: tuple[float, ...]
+    layer: float
     step: float
     route: tuple[str, int]
 
 
 def run(ranks: Ranks, group: Group, b: int, plan: Sequence[Any], layers: int, longest_s: float) -> list[Timed]:
-    """The steps of `plan`, timed from the first rank's start to the last rank's end."""
+    """The steps of `plan`; layers count together, from the first rank's start to the last rank's end.
+
+    Some ranks end a layer before others and wait for them in the next: layers one by one would count that twice.
+    """
     steps = [[way, list(group.counts(b))] for way in plan]
     deadline = 30 + 3 * longest_s * layers * len(plan)
     told = ranks.call("measure", deadline_s=deadline, plan=steps, layers=layers)
@@ -109,30 +115,27 @@ def run(ranks: Ranks, group: Group, b: int, plan: Sequence[Any], layers: int, lo
     found = []
     for i in range(len(plan)):
         marks = [told[rank][i][0] for rank in attention]
-        ends = [4 * (layer + 1) for layer in range(layers)]
-        times = tuple(max(m[e] for m in marks) - min(m[e - 3] for m in marks) for e in ends)
-        begun = max(rank[i][0][0] for rank in told)
-        found.append(Timed(times, max(m[-1] for m in marks) - begun, tuple(told[0][i][1])))
+        end, begun = max(m[-1] for m in marks), max(rank[i][0][0] for rank in told)
+        found.append(Timed((end - min(m[1] for m in marks)) / layers, end - begun, tuple(told[0][i][1])))
     return found
 
 
 def cell(ranks: Ranks, group: Group, b: int, model: CostModel, samples: int = SAMPLES) -> Iterator[dict[str, Any]]:
     """One row per way: times of its layers, what was predicted, what it sends, and the bound."""
-    by_name = ways(model, group, b)
-    pilot = {name: run(ranks, group, b, [way], 1, 10.0)[0].layers[0] for name, way in by_name.items()}
-    best = min(pilot.values())
-    layers = LAYERS if best < LONG_S else 1
+    by_name, order = ways(model, group, b), random.Random(b)
+    pilot = {name: min(t.layer for t in run(ranks, group, b, [way] * 2, 1, 10.0)) for name, way in by_name.items()}
+    near = {name for name, seconds in pilot.items() if seconds <= FAR * min(pilot.values())} | {"auto"}
+    near |= {name for name, way in by_name.items() if way == list(model.route(**_given(group, b)))}
+    layers = LAYERS if min(pilot.values()) < LONG_S else LAYERS - 1
     times: dict[str, list[float]] = {name: [] for name in by_name}
     steps: dict[str, list[float]] = {name: [] for name in by_name}
     taken = {}
-    order = random.Random(b)
-    far = {name for name, seconds in pilot.items() if seconds > FAR * best}
-    for turn in range(-(-samples // layers)):
-        names = [name for name in by_name if name not in far or turn * layers < FEW]
+    for turn in range(samples):
+        names = [name for name in by_name if name in near or turn < FEW]
         order.shuffle(names)
         found = run(ranks, group, b, [by_name[name] for name in names], layers, max(pilot.values()))
         for name, timed in zip(names, found, strict=True):
-            times[name] += timed.layers
+            times[name].append(timed.layer)
             steps[name].append(timed.step)
             taken[name] = timed.route
     for name in by_name:
@@ -144,7 +147,7 @@ def row(group: Group, b: int, name: str, route: tuple[str, int], model: CostMode
     taken = Route("direct") if name == "flat" else Route(*route)
     predicted = sum(model.phase_seconds(taken, group.topology, group.counts(b), group.row_bytes))
     sent = traffic(taken, group.topology, group.counts(b), group.row_bytes)
-    p10, p50, p90 = np.percentile(times, [10, 50, 90])
+    p10, p50, p90 = (float(q) for q in np.percentile(times, [10, 50, 90]))
     return {
         **asdict(group), "b": b, "way": name, "regime": taken.regime, "depth": taken.depth, "samples": len(times),
         "ms": round(p50 * 1e3, 3), "ms_p10": round(p10 * 1e3, 3), "ms_p90": round(p90 * 1e3, 3),

@@ -15,8 +15,9 @@ from janus.comm.layout import REGIMES, ROUTES, Route, candidates
 if TYPE_CHECKING:
     from janus.comm.api import Exchange
 
+LAYERS = 2  # of a step: some ranks end a layer before others, and are waited for in the next
 MOST_RUNS = 7
-LARGEST = 1 / 12  # of the time given: how long one layer of the largest size may take
+LARGEST = 1 / 24  # of the time given: how long one layer of the largest size may take
 KEEP = 3  # sizes up to the largest, besides the smallest
 
 
@@ -31,7 +32,7 @@ def calibrate(ex: Exchange, seconds: float) -> CostModel:
     times: dict[tuple[Route, int], list[float]] = {}
     for i, b in enumerate(sizes):
         share = _agreed(ex, "left", deadline - time.monotonic()) / (len(sizes) - i)
-        for _ in range(max(1, min(MOST_RUNS, int(share / (len(routes) * spent[b]))))):
+        for _ in range(max(1, min(MOST_RUNS, int(share / (len(routes) * LAYERS * spent[b]))))):
             for route in routes:
                 times.setdefault((route, b), []).append(_time(ex, rows, route, b))
     seen = [[*route, b, statistics.median(found)] for (route, b), found in times.items()]
@@ -56,13 +57,15 @@ def _time(ex: Exchange, rows: torch.Tensor, route: Route, b: int) -> float:
         if ex.role == "attention":
             ex.begin(b)
             started = time.perf_counter()
-            ex.combine(ex.dispatch(rows[:b], layer=0, **_choices(ex, b)), out=rows[:b])
+            for layer in range(LAYERS):
+                ex.combine(ex.dispatch(rows[:b], layer=layer, **_choices(ex, b)), out=rows[:b])
         else:
             ex.begin()
             started = time.perf_counter()
-            x_all, handle = ex.receive()
-            ex.reply(x_all, handle)
-        return time.perf_counter() - started
+            for _ in range(LAYERS):
+                x_all, handle = ex.receive()
+                ex.reply(x_all, handle)
+        return (time.perf_counter() - started) / LAYERS
     finally:
         ex._course.forced = None
 
