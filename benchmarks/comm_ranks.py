@@ -9,7 +9,7 @@ import torch
 from comm_batches import Batch, C, H, K, one_layer
 
 from janus.comm import CostModel, Exchange, Timeouts
-from janus.comm.layout import ROUTES, Route
+from janus.comm.layout import Route, possible
 from janus.types import Topology
 
 torch.set_num_threads(1)
@@ -120,7 +120,7 @@ def payload(topology: dict, plans: list) -> int:
         ) as ex:  # fmt: skip
             for counts in map(tuple, plans):
                 batch = Batch(shape, counts, 0, dtype, gate, mixed=False)
-                for route in ROUTES:
+                for route in possible(shape):
                     ex._course.forced = route
                     ex.begin(counts[shape.instance(ex.rank)] if ex.role == "attention" else None)
                     if sum(counts):

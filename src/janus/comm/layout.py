@@ -124,6 +124,17 @@ def candidates(regime: str, topology: Topology) -> tuple[Route, ...]:
     return tuple(route for route in found if route.regime in keep)
 
 
+@lru_cache(maxsize=64)
+def possible(topology: Topology) -> tuple[Route, ...]:
+    """The routes of all regimes, those included that ``"auto"`` leaves out.
+
+    Example:
+        >>> len(possible(Topology.parse("1A1E")))
+        9
+    """
+    return tuple(route for regime in REGIMES for route in candidates(regime, topology))
+
+
 def offsets(counts: Iterable[int]) -> list[int]:
     """First row of each instance, and the total at the end.
 
