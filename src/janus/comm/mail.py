@@ -11,14 +11,17 @@ import torch
 
 from janus.comm.group import default_store
 from janus.comm.roster import Roster, dist
-from janus.comm.store import Board
-from janus.comm.watch import Watch, is_deadline
+from janus.comm.splits import Order
+from janus.comm.store import Board, StoreGone
+from janus.comm.watch import Watch
 from janus.comm.wire import At
 from janus.errors import PeerLost
 
 _LEAST_S = 0.001  # gloo reads 0 as "no deadline"
 _BLAME_CALL_S = 0.7  # a survivor must not wait long for a store that died with the rank it asks about
+_LATE_S = 0.2  # in which all who wait in vain say so; less than others follow a note
 _TAG = 0x6A610000  # far from the tags of a user's own messages in the group
+_PROBE_TAG = 0x6A61FFFF
 
 Letter = tuple[int, torch.Tensor]  # the other member, contiguous bytes
 
@@ -50,18 +53,37 @@ class Mail:
         else:
             self._at_once(_TAG + tag, letters)
 
+    def collective(self, order: Order) -> bool:
+        """Let gloo's own all-to-all carry everything; False where it cannot: other devices, another order of ranks.
+
+        Raises:
+            PeerLost: it failed, or the deadline passed.
+        """
+        roster = self._roster
+        if order.input.device.type != "cpu" or roster.numbers != tuple(range(roster.world)):
+            return False
+        splits = ([n * order.row_bytes for n in rows] for rows in (order.expected, order.sent))
+        try:
+            work = dist.all_to_all_single(order.output, order.input, *splits, group=roster.group, async_op=True)
+            work.wait(self._left())
+        except RuntimeError as error:
+            silent = _silent(error)
+            member = self._not_late() if silent else self._closed()
+            raise self._lost(member, error, silent=silent) from None
+        return True
+
     def _by_one(self, tag: int, letters: list[tuple[bool, int, torch.Tensor]]) -> None:
         group, numbers, posts = self._roster.group, self._roster.numbers, []
-        member = -1
+        member = self._roster.me
         try:
             for going, member, rows in letters:
                 call = group.send if going else group.recv
                 posts.append((member, call([rows], numbers[member], tag)))
             for waited, work in posts:
                 member = waited
-                work.wait(timedelta(seconds=max(self._at.deadline - time.monotonic(), _LEAST_S)))
+                work.wait(self._left())
         except RuntimeError as error:
-            raise self._lost(member, error) from None
+            raise self._lost(member, error, silent=_silent(error)) from None
 
     def _at_once(self, tag: int, letters: list[tuple[bool, int, torch.Tensor]]) -> None:
         """NCCL: as one batch, or two ranks that begin with a send would wait for each other."""
@@ -72,15 +94,49 @@ class Mail:
         ]
         try:
             for work in dist.batch_isend_irecv(ops):
-                work.wait(timedelta(seconds=max(self._at.deadline - time.monotonic(), _LEAST_S)))
+                work.wait(self._left())
         except RuntimeError as error:
             me, first = (self._roster.rank(m) for m in (self._roster.me, letters[0][1]))
-            raise PeerLost(self._at.phase, -1, me, first, f"of {len(ops)} messages one failed: {error}") from None
+            raise PeerLost(self._at.phase, -1, me, first, f"one of {len(ops)} messages failed: {error}") from None
 
-    def _lost(self, member: int, error: RuntimeError) -> PeerLost:
+    def _left(self) -> timedelta:
+        return timedelta(seconds=max(self._at.deadline - time.monotonic(), _LEAST_S))
+
+    def _closed(self) -> int:
+        """A member whose connection is closed: gloo refuses to receive from it."""
+        others = self._others()
+        for member in others:
+            try:
+                self._roster.group.recv([torch.empty(1, dtype=torch.uint8)], self._roster.numbers[member], _PROBE_TAG)
+            except RuntimeError:
+                return member
+        return others[0]
+
+    def _not_late(self) -> int:
+        """The first member that does not say, as all who have waited in vain do, that it has waited in vain."""
+        others, board, late = self._others(), self._board(), set()
+        keys = {f"late/{member}": member for member in others}
+        try:
+            board.put(f"late/{self._roster.me}", True)
+            late = {keys[key] for key in board.wait(keys, time.monotonic() + _LATE_S)}
+        except StoreGone:
+            pass
+        return next((member for member in others if member not in late), others[0])
+
+    def _others(self) -> list[int]:
+        return [member for member in range(self._roster.world) if member != self._roster.me]
+
+    def _board(self) -> Board:
+        return Board(default_store(), f"janus/all_to_all/{self._roster.group.group_name}", call_s=_BLAME_CALL_S)
+
+    def _lost(self, member: int, error: RuntimeError, *, silent: bool) -> PeerLost:
         """Break the group's connections, so that the others hear of it, and find out who was really lost."""
-        roster, silent = self._roster, is_deadline(error)
-        board = Board(default_store(), f"janus/all_to_all/{roster.group.group_name}", call_s=_BLAME_CALL_S)
-        watch: Any = Watch(board, roster.group, roster.globals, roster.rank(roster.me))
+        roster = self._roster
+        watch: Any = Watch(self._board(), roster.group, roster.globals, roster.rank(roster.me))
         why = "no answer before the deadline" if silent else f"connection failed: {error}"
         return watch.lost(roster.rank(member), self._at.phase, self._at.layer, why, silent=silent)
+
+
+def _silent(error: RuntimeError) -> bool:
+    """Whether gloo, or torch, gave up waiting, rather than seeing a connection close."""
+    return "timed out" in str(error).lower()
