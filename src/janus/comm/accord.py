@@ -58,11 +58,15 @@ class Accord:
         mine = [_digest(terms[name]) for name in _TERMS[:-1]]
         words[me] = torch.tensor([*mine, order.row_bytes, *order.sent, *order.expected])
         words = words.to(order.input.device)
-        for turn, part in enumerate(part_of(me, "gather", self._boxes)):
-            rooms = [self._room(m) for m in part.coming]
-            coming = [(m.src, room) for m, room in zip(part.coming, rooms, strict=True)]
-            mail.exchange(_TAG + turn, [self._letter(m, words) for m in part.sent], coming)
-            for message, room in zip(part.coming, rooms, strict=True):
+        parts = part_of(me, "gather", self._boxes)
+        rooms = [[self._room(m) for m in part.coming] for part in parts]
+        expected = [
+            mail.expect(_TAG + turn, [(m.src, r) for m, r in zip(part.coming, rooms[turn], strict=True)])
+            for turn, part in enumerate(parts)
+        ]
+        for turn, part in enumerate(parts):
+            mail.exchange(expected[turn], [self._letter(m, words) for m in part.sent])
+            for message, room in zip(part.coming, rooms[turn], strict=True):
                 self._read(message, room, words)
         sizes = self._checked(words.cpu().numpy())  # host sync here
         rode = self._all_rode(sizes * order.row_bytes)

@@ -145,7 +145,7 @@ def _boxes(roster: Roster, mail: Mail, device: torch.device) -> tuple[int, ...]:
     mine = torch.tensor(list(host_identity()), dtype=torch.uint8, device=device)
     hosts = mine.repeat(roster.world, 1)
     others = [m for m in range(roster.world) if m != roster.me]
-    mail.exchange(_HOSTS, [(m, mine) for m in others], [(m, hosts[m]) for m in others])
+    mail.exchange(mail.expect(_HOSTS, [(m, hosts[m]) for m in others]), [(m, mine) for m in others])
     return roster.settled([bytes(host) for host in hosts.tolist()])
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,6 +26,14 @@ _PROBE_TAG = 0x6A61FFFF
 Letter = tuple[int, torch.Tensor]  # the other member, contiguous bytes
 
 
+class Expected(NamedTuple):
+    """Messages of one phase that come in: where they go, and what gloo knows of them already."""
+
+    tag: int
+    letters: list[Letter]
+    posts: list[tuple[int, Any]]
+
+
 class Mail:
     """Point-to-point messages in the group of `roster`, for one call.
 
@@ -37,21 +45,29 @@ class Mail:
     def __init__(self, roster: Roster, at: At) -> None:
         self._roster, self._at = roster, at
 
-    def exchange(self, tag: int, sent: Sequence[Letter], coming: Sequence[Letter]) -> None:
-        """Send and receive all of these and wait for them; what is empty does not travel.
+    def expect(self, tag: int, coming: Sequence[Letter]) -> Expected:
+        """Say where messages go before their phase begins: then nobody who sends them has to ask."""
+        full = [letter for letter in coming if letter[1].numel()]
+        if full and full[0][1].device.type != "cpu":  # NCCL takes a phase as a whole
+            return Expected(_TAG + tag, full, [])
+        return Expected(_TAG + tag, full, self._post(self._roster.group.recv, _TAG + tag, full))
+
+    def exchange(self, expected: Expected, sent: Sequence[Letter]) -> None:
+        """Send one phase and wait until all of it has come and gone; what is empty does not travel.
 
         Raises:
-            PeerLost: one of them failed, or the deadline passed.
+            PeerLost: a message failed, or the deadline passed.
         """
-        # what comes in first: then nothing that is sent waits for a place to go
-        letters = [(False, *letter) for letter in coming] + [(True, *letter) for letter in sent]
-        letters = [letter for letter in letters if letter[2].numel()]
-        if not letters:
+        full = [letter for letter in sent if letter[1].numel()]
+        if any(rows.device.type != "cpu" for _, rows in (*full, *expected.letters)):
+            self._at_once(expected, full)
             return
-        if letters[0][2].device.type == "cpu":
-            self._by_one(_TAG + tag, letters)
-        else:
-            self._at_once(_TAG + tag, letters)
+        posts = expected.posts + self._post(self._roster.group.send, expected.tag, full)
+        for member, work in posts:
+            try:
+                work.wait(self._left())
+            except RuntimeError as error:
+                raise self._lost(member, error, silent=_silent(error)) from None
 
     def collective(self, order: Order) -> bool:
         """Let gloo's own all-to-all carry everything; False where it cannot: other devices, another order of ranks.
@@ -72,32 +88,29 @@ class Mail:
             raise self._lost(member, error, silent=silent) from None
         return True
 
-    def _by_one(self, tag: int, letters: list[tuple[bool, int, torch.Tensor]]) -> None:
-        group, numbers, posts = self._roster.group, self._roster.numbers, []
-        member = self._roster.me
-        try:
-            for going, member, rows in letters:
-                call = group.send if going else group.recv
-                posts.append((member, call([rows], numbers[member], tag)))
-            for waited, work in posts:
-                member = waited
-                work.wait(self._left())
-        except RuntimeError as error:
-            raise self._lost(member, error, silent=_silent(error)) from None
+    def _post(self, call: Callable[..., Any], tag: int, letters: list[Letter]) -> list[tuple[int, Any]]:
+        posts = []
+        for member, rows in letters:
+            try:
+                posts.append((member, call([rows], self._roster.numbers[member], tag)))
+            except RuntimeError as error:
+                raise self._lost(member, error, silent=_silent(error)) from None
+        return posts
 
-    def _at_once(self, tag: int, letters: list[tuple[bool, int, torch.Tensor]]) -> None:
+    def _at_once(self, expected: Expected, sent: list[Letter]) -> None:
         """NCCL: as one batch, or two ranks that begin with a send would wait for each other."""
-        group, numbers = self._roster.group, self._roster.numbers
+        roster = self._roster
         ops = [
-            dist.P2POp(dist.isend if going else dist.irecv, rows, group=group, tag=tag, group_peer=numbers[member])
-            for going, member, rows in letters
+            dist.P2POp(call, rows, group=roster.group, tag=expected.tag, group_peer=roster.numbers[member])
+            for call, letters in ((dist.irecv, expected.letters), (dist.isend, sent))
+            for member, rows in letters
         ]
         try:
             for work in dist.batch_isend_irecv(ops):
                 work.wait(self._left())
         except RuntimeError as error:
-            me, first = (self._roster.rank(m) for m in (self._roster.me, letters[0][1]))
-            raise PeerLost(self._at.phase, -1, me, first, f"one of {len(ops)} messages failed: {error}") from None
+            me, other = roster.rank(roster.me), roster.rank((expected.letters + sent)[0][0])
+            raise PeerLost(self._at.phase, -1, me, other, f"one of {len(ops)} messages failed: {error}") from None
 
     def _left(self) -> timedelta:
         return timedelta(seconds=max(self._at.deadline - time.monotonic(), _LEAST_S))

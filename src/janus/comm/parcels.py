@@ -42,14 +42,15 @@ def carry(order: Order, regime: str, boxes: tuple[int, ...], sizes: IntArray, me
     size_of = (sizes * order.row_bytes).tolist()
     held = {(me, target): order.outgoing(target) for target in range(len(boxes))}
     order.incoming(me, me + 1).copy_(held[me, me])
-    for turn, part in enumerate(part_of(me, regime, boxes)):
-        coming = [(m, _room(m, size_of, order, me)) for m in part.coming]
-        sent = [(m.dst, _packed(m, held)) for m in part.sent]
-        mail.exchange(_TAG + turn, sent, [(m.src, room) for m, room in coming])
-        for message, room in coming:
+    parts = part_of(me, regime, boxes)
+    coming = [[(m, _room(m, size_of, order, me)) for m in part.coming] for part in parts]
+    expected = [mail.expect(_TAG + turn, [(m.src, room) for m, room in found]) for turn, found in enumerate(coming)]
+    for turn, part in enumerate(parts):
+        mail.exchange(expected[turn], [(m.dst, _packed(m, held)) for m in part.sent])
+        for message, room in coming[turn]:
             if not _lands(message, me):
-                parts = room.split([size_of[s][t] for s, t in message.pieces])
-                found = dict(zip(message.pieces, parts, strict=True))
+                rows = room.split([size_of[s][t] for s, t in message.pieces])
+                found = dict(zip(message.pieces, rows, strict=True))
                 land(order, {piece: rows for piece, rows in found.items() if piece[1] == me})
                 held |= found
 

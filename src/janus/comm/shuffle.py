@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +38,7 @@ class Message:
     dst: int
     pieces: tuple[Piece, ...]
 
-    @property
+    @cached_property
     def sources(self) -> tuple[int, ...]:
         """Whose pieces these are; ascending."""
         return tuple(sorted({source for source, _ in self.pieces}))
