@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import torch
+from alltoall_ranks import alltoall_equal, alltoall_lost, alltoall_refused  # noqa: F401 - run by name
 
 import janus
 from janus.comm import Exchange, Timeouts, reference, rendezvous

@@ -76,6 +76,7 @@ def all_to_all(
     roster = roster_of(topology_or_group)
     order = order_of(output, input, output_split_sizes, input_split_sizes, roster)
     mail = Mail(roster, At.within("all_to_all", -1, seconds))
+    mail.check_usable()
     boxes = (0,) * roster.world if regime == "direct" else _boxes(roster, mail, input.device)
     found = candidates(regime, boxes)
     riding = MOST_RIDING if regime == "gather" else worth_riding(json.dumps(model.to_dict()), boxes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ _BLAME_CALL_S = 0.7  # a survivor must not wait long for a store that died with 
 _LATE_S = 0.2  # in which all who wait in vain say so; less than others follow a note
 _TAG = 0x6A610000  # far from the tags of a user's own messages in the group
 _PROBE_TAG = 0x6A61FFFF
+_LOST: weakref.WeakKeyDictionary[Any, PeerLost] = weakref.WeakKeyDictionary()  # of a group: no later call goes well
 
 Letter = tuple[int, torch.Tensor]  # the other member, contiguous bytes
 
@@ -44,6 +46,11 @@ class Mail:
 
     def __init__(self, roster: Roster, at: At) -> None:
         self._roster, self._at = roster, at
+
+    def check_usable(self) -> None:
+        """Raise a loss again: the connections of the group are closed."""
+        if (lost := _LOST.get(self._roster.group)) is not None:
+            raise PeerLost(lost.phase, lost.layer, lost.rank, lost.peer, f"{lost.detail}; make a new group")
 
     def expect(self, tag: int, coming: Sequence[Letter]) -> Expected:
         """Say where messages go before their phase begins: then nobody who sends them has to ask."""
@@ -110,7 +117,8 @@ class Mail:
                 work.wait(self._left())
         except RuntimeError as error:
             me, other = roster.rank(roster.me), roster.rank((expected.letters + sent)[0][0])
-            raise PeerLost(self._at.phase, -1, me, other, f"one of {len(ops)} messages failed: {error}") from None
+            lost = PeerLost(self._at.phase, -1, me, other, f"one of {len(ops)} messages failed: {error}")
+            raise _LOST.setdefault(roster.group, lost) from None
 
     def _left(self) -> timedelta:
         return timedelta(seconds=max(self._at.deadline - time.monotonic(), _LEAST_S))
@@ -147,7 +155,8 @@ class Mail:
         roster = self._roster
         watch: Any = Watch(self._board(), roster.group, roster.globals, roster.rank(roster.me))
         why = "no answer before the deadline" if silent else f"connection failed: {error}"
-        return watch.lost(roster.rank(member), self._at.phase, self._at.layer, why, silent=silent)
+        _LOST[roster.group] = watch.lost(roster.rank(member), self._at.phase, self._at.layer, why, silent=silent)
+        return _LOST[roster.group]
 
 
 def _silent(error: RuntimeError) -> bool:

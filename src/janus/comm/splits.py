@@ -71,6 +71,9 @@ def order_of(output: Any, input: Any, output_split_sizes: Any, input_split_sizes
         _check_tensor(name, tensor)
     _check_pair(output, input)
     _check_device(input, roster)
+    a, b = output.data_ptr(), input.data_ptr()
+    if a < b + input.nbytes and b < a + output.nbytes:
+        refuse("overlap", "output and input must not share memory; give an output of its own")
     sent = _splits("input", input_split_sizes, len(input), roster)
     expected = _splits("output", output_split_sizes, len(output), roster)
     own = roster.me
@@ -115,9 +118,6 @@ def _check_pair(output: torch.Tensor, input: torch.Tensor) -> None:
         refuse("shape", f"output and input must be alike in all dimensions but the first, got {got}")
     if output.device != input.device:
         refuse("device", f"output and input must be on one device, got {output.device} and {input.device}")
-    a, b = (t.data_ptr() for t in (output, input))
-    if a < b + input.nbytes and b < a + output.nbytes:
-        refuse("overlap", "output and input must not share memory; give an output of its own")
 
 
 def _check_device(input: torch.Tensor, roster: Roster) -> None:
