@@ -142,8 +142,7 @@ def _splits(name: str, given: Any, rows: int, roster: Roster) -> tuple[int, ...]
                 f"without splits {name} must divide among {world} ranks, got {rows} rows; give {name}_split_sizes",
             )
         return (rows // world,) * world
-    if hasattr(given, "tolist"):
-        given = given.tolist()
+    given = getattr(given, "tolist", lambda: given)()  # of an array or a tensor
     rule = (
         f"{name}_split_sizes must hold {world} numbers of rows, one per rank, that add up to the {rows} rows of {name}"
     )
