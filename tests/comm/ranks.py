@@ -76,18 +76,21 @@ class Nursery:
 
 def main() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)  # an interrupt also removes the temporary folder
-    import scenarios  # imports torch, once
+    import modes  # imports torch, once
+    import scenarios
+
+    known = {**vars(scenarios), **vars(modes)}
 
     for line in sys.stdin:
         request = json.loads(line)
         with tempfile.TemporaryDirectory(prefix="janus-comm-") as folder:
-            outcomes = _run(scenarios, Path(folder), **request)
+            outcomes = _run(known, Path(folder), **request)
         print(json.dumps(outcomes), flush=True)
 
 
-def _run(scenarios, folder: Path, scenario: str, world: int, deadline_s: float, args: dict) -> list[dict]:
+def _run(known, folder: Path, scenario: str, world: int, deadline_s: float, args: dict) -> list[dict]:
     started = time.monotonic()
-    pids = {_spawn(scenarios, folder, scenario, world, rank, args, deadline_s): rank for rank in range(world)}
+    pids = {_spawn(known, folder, scenario, world, rank, args, deadline_s): rank for rank in range(world)}
     outcomes, killed_at = {}, None
     while pids:
         pid, status = os.waitpid(-1, os.WNOHANG)
@@ -106,7 +109,7 @@ def _run(scenarios, folder: Path, scenario: str, world: int, deadline_s: float, 
     return [outcomes[rank] for rank in range(world)]
 
 
-def _spawn(scenarios, folder: Path, scenario: str, world: int, rank: int, args: dict, deadline_s: float) -> int:
+def _spawn(known, folder: Path, scenario: str, world: int, rank: int, args: dict, deadline_s: float) -> int:
     parent = os.getpid()
     pid = os.fork()
     if pid:
@@ -122,7 +125,7 @@ def _spawn(scenarios, folder: Path, scenario: str, world: int, rank: int, args: 
         os.dup2(2, 1)  # stdout belongs to the nursery
         where = (folder / f"error{rank}").open("w")
         faulthandler.dump_traceback_later(max(deadline_s - 2, 1), file=where)  # a hang says where it is
-        value = getattr(scenarios, scenario)(**args)
+        value = known[scenario](**args)
         (folder / f"value{rank}").write_text(json.dumps(value))
         code = 0
     except BaseException:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 
-from janus.comm import checks
-from janus.comm.agreement import Agreement, Notice
+from janus.comm import calibration, checks
 from janus.comm.buffers import Size
-from janus.comm.checks import order
+from janus.comm.carrier import Carrier
 from janus.comm.cost import CostModel
+from janus.comm.handle import Handle
 from janus.comm.lanes import Pending
 from janus.comm.layout import REGIMES
 from janus.comm.rows import Cargo
+from janus.comm.services import Services
 from janus.comm.session import Session
-from janus.comm.terms import LinkTraffic, Step, Timeouts
+from janus.comm.steps import Course, Rules
+from janus.comm.terms import Step, Timeouts
 from janus.comm.transport import Transport
-from janus.comm.travel import Trail
 from janus.comm.wire import At
 from janus.errors import JanusError, PeerLost, known
 from janus.types import Topology
@@ -28,36 +29,7 @@ from janus.types.checks import instance
 from janus.types.topology import Role
 
 
-@dataclass(frozen=True, eq=False)
-class Handle:
-    """What a dispatch leaves for its combine, on either side.
-
-    Args:
-        layer: MoE layer.
-        counts: rows of each attention instance, in the order of `x_all` on an expert rank.
-        capacity: rows that each attention instance takes up in `x_all`, padding included; None: just its own.
-        physical_ids: int64 [n, K], -1 where a choice lives elsewhere; None with gate "experts".
-        weights: [n, K] as dispatched, 0 where `physical_ids` is -1; None with gate "experts".
-    """
-
-    layer: int
-    counts: tuple[int, ...]
-    capacity: int | None
-    physical_ids: torch.Tensor | None
-    weights: torch.Tensor | None
-    rows: int
-    trail: Trail
-    posted: float
-
-    @property
-    def valid(self) -> torch.Tensor:
-        """Bool [rows] on the CPU: which rows of `x_all` are tokens, the others being padding (zeros)."""
-        if self.capacity is None or self.physical_ids is not None:
-            return torch.ones(self.rows, dtype=torch.bool)
-        return (torch.arange(self.capacity) < torch.tensor(self.counts).view(-1, 1)).view(-1)
-
-
-class Exchange:
+class Exchange(Services):
     """Carries rows from every attention instance to the expert instances and their partial sums back.
 
     Args:
@@ -79,6 +51,7 @@ class Exchange:
         timeout_s: sets `timeouts.step_s` alone.
         contract: more JSON fields that must be equal on all ranks.
         cost: the model behind ``"auto"``; see `calibrate`.
+        max_ctas: most thread blocks that NCCL may take from the computation.
 
     Raises:
         JanusError: ``comm.*`` for a wrong argument; ``comm.contract`` when two ranks were told different things.
@@ -106,47 +79,41 @@ class Exchange:
         timeout_s: float | None = None,
         contract: dict[str, Any] | None = None,
         cost: CostModel | None = None,
+        max_ctas: int | None = None,
     ) -> None:
         remedy = "try Topology.parse('2A4E')"
         instance(topology, Topology, "topology must be a janus.Topology", "comm.topology", remedy)
         checks.at_least_one(hidden_size=hidden_size, max_tokens=max_tokens)
         self.gate = known(gate, checks.GATES, "gate", "comm.gate")
-        self._asked = known(regime, (*REGIMES, "auto"), "regime", "comm.regime")
+        known(regime, (*REGIMES, "auto"), "regime", "comm.regime")
         self.capacity = checks.capacity_of(capacity, max_tokens)
+        if max_ctas is not None:
+            checks.at_least_one(max_ctas=max_ctas)
         if gate == "attention":
             checks.at_least_one(top_k=top_k, slots_per_instance=slots_per_instance)
         self.topology, self.hidden_size, self.max_tokens = topology, hidden_size, max_tokens
         self.dtype, self.device = checks.dtype_of(dtype), checks.device_of(device)
-        self._top_k, self._slots = top_k or 0, slots_per_instance or 0
+        self.top_k, self.slots_per_instance = top_k or 0, slots_per_instance or 0
         self.timeouts = timeouts or Timeouts()
         if timeout_s is not None:
             self.timeouts = replace(self.timeouts, step_s=timeout_s)
-        self.cost = cost or CostModel()
-        self._regime = regime
-        self._step: Step | None = None
-        self._layer = 0
-        self._open: Handle | str | None = None  # a string while a call of that name is under way
+        cost = cost or CostModel()
         terms = {
             "hidden_size": hidden_size, "dtype": str(self.dtype), "max_tokens": max_tokens, "gate": gate,
             "top_k": top_k, "slots_per_instance": slots_per_instance, "regime": regime, "capacity": capacity,
-            "topology": topology.to_dict(), "cost": self.cost.to_dict(),
+            "topology": topology.to_dict(), "cost": cost.to_dict(),
         }  # fmt: skip
-        self._session = Session(topology, self.timeouts, terms, contract or {})
+        carrier = Carrier(self.device, gate == "attention", max_ctas)
+        self._session = Session(topology, self.timeouts, terms, contract or {}, carrier)
         self.rank: int = self._session.rank
         self.role: Role = self._session.role
-        size = Size(hidden_size, self.dtype.itemsize, self._top_k if gate == "attention" else 0)
-        self._transport = Transport(self._session, size, self.dtype, self._slots, regime, max_tokens, self.device)
-        self._fixed = self._as_step(self._full()) if isinstance(self.capacity, int) else None  # needs no begin
-
-    @property
-    def regime(self) -> str:
-        """How the rows of the last agreed step travel; before the first step what was asked for."""
-        return self._regime
-
-    @property
-    def backend(self) -> str:
-        """What carries the bytes: ``"gloo"``."""
-        return "gloo"
+        row_bytes = hidden_size * self.dtype.itemsize
+        self._rules = rules = Rules(regime, self.capacity, max_tokens, row_bytes, gate, self.top_k or None)
+        self._course = Course(self._session, self.timeouts, rules, cost)
+        size = Size(hidden_size, self.dtype.itemsize, self.top_k if gate == "attention" else 0)
+        self._transport = Transport(
+            self._session, size, self.dtype, self.slots_per_instance, regime, max_tokens, self.device
+        )
 
     def buffer_bytes(self) -> int:
         """Bytes this rank takes for rows under way, at most `max_tokens` on every rank; taken at the first layer."""
@@ -165,15 +132,7 @@ class Exchange:
             JanusError: ``comm.role``, ``comm.count``, ``comm.order``, ``comm.closed``.
             PeerLost: phase ``"begin"``.
         """
-        self._check_idle("begin")
-        if self.role == "expert":
-            if b is not None:
-                raise JanusError("comm.role", f"an expert rank begins a step without a count, got b={b!r}")
-        else:
-            checks.check_count(b, checks.most(self.capacity, self.max_tokens))
-        heard = self._agree("begin", Notice("begin", b or 0, -1))
-        self._step, self._layer = self._as_step(heard), 0
-        return self._step
+        return self._course.begin(b)
 
     def dispatch(
         self,
@@ -212,14 +171,15 @@ class Exchange:
         return self._transport.out.submit(self._dispatch(x, layer, physical_ids, weights))
 
     def _dispatch(self, x: torch.Tensor, layer: int, ids: Any, weights: Any) -> Callable[[], Handle]:
-        self._check_side("attention", "dispatch")
-        self._check_idle("dispatch")
+        course = self._course
+        course.check_side("attention", "dispatch")
+        course.check_idle("dispatch")
         checks.check_rows("x", x, (None, self.hidden_size), self.dtype, self.device)
-        checks.check_count(len(x), checks.most(self.capacity, self.max_tokens))
-        slots = self._slots * self.topology.n_experts
-        checks.check_choices(self.gate, ids, weights, len(x), self._top_k, slots, self.dtype)
-        step = self._step_for(layer, len(x))
-        self._open = "dispatch"
+        checks.check_count(len(x), self._rules.most)
+        slots = self.slots_per_instance * self.topology.n_experts
+        checks.check_choices(self.gate, ids, weights, len(x), self.top_k, slots, x)
+        step = course.to_dispatch(layer, len(x))
+        course.open = "dispatch"
         at = At.within("dispatch", layer, self.timeouts.step_s)
         own = Cargo(x.detach(), *(None if t is None else t.detach() for t in (ids, weights)))
         if own.ids is not None:
@@ -227,8 +187,8 @@ class Exchange:
 
         def carry() -> Handle:
             _, _, trail = self._transport.outward(step.route, step.sizes, own, at, None)
-            self._open = Handle(layer, step.counts, step.capacity, ids, weights, len(x), trail, time.monotonic())
-            return self._open
+            course.open = Handle(layer, step.counts, step.capacity, ids, weights, len(x), trail, time.monotonic())
+            return course.open
 
         return carry
 
@@ -255,21 +215,13 @@ class Exchange:
         return self._transport.out.submit(self._receive(out))
 
     def _receive(self, out: torch.Tensor | None) -> Callable[[], tuple[torch.Tensor, Handle]]:
-        self._check_side("expert", "receive")
-        self._check_idle("receive")
-        step = self._step or self._fixed
-        if step is None:
-            heard = self._agree("receive", Notice("dispatch", 0, -1))
-            step, layer = self._as_step(heard), heard.layer
-        else:
-            layer, self._layer = self._layer, self._layer + 1
-        if step.closed:
-            raise JanusError("comm.closed", "the attention side has closed this exchange; stop serving")
-        if self._step and not step.total:
-            order("no dispatch follows in a step of 0 tokens; call begin() for the next step")
+        course = self._course
+        course.check_side("expert", "receive")
+        course.check_idle("receive")
+        step, layer = course.to_receive()
         checks.check_out(out, sum(step.sizes), self.hidden_size, self.dtype, self.device, self.gate)
-        self._open = "receive"
-        waiting = self.timeouts.step_s if self._step else self.timeouts.idle_s
+        course.open = "receive"
+        waiting = self.timeouts.step_s if course.step else self.timeouts.idle_s
 
         def carry() -> tuple[torch.Tensor, Handle]:
             at = At.within("receive", layer, waiting)
@@ -277,8 +229,9 @@ class Exchange:
             assert cargo is not None
             ids = None if cargo.ids is None else cargo.ids.to(torch.int64)
             counts = step.counts if cargo.ids is None else counts
-            self._open = Handle(layer, counts, step.capacity, ids, cargo.weights, len(cargo.x), trail, time.monotonic())
-            return cargo.x, self._open
+            rows = len(cargo.x)
+            course.open = Handle(layer, counts, step.capacity, ids, cargo.weights, rows, trail, time.monotonic())
+            return cargo.x, course.open
 
         return carry
 
@@ -300,10 +253,10 @@ class Exchange:
         return self._transport.home.submit(self._reply(y_partial, handle))
 
     def _reply(self, y_partial: torch.Tensor, handle: Handle) -> Callable[[], None]:
-        self._check_side("expert", "reply")
-        self._check_open(handle, "reply")
+        self._course.check_side("expert", "reply")
+        self._course.check_open(handle, "reply")
         checks.check_rows("y_partial", y_partial, (handle.rows, self.hidden_size), self.dtype, self.device)
-        self._open = None
+        self._course.open = None
         at = At.within("reply", handle.layer, self.timeouts.step_s)
         return self._transport.reply(handle.trail, y_partial.detach(), at)
 
@@ -328,143 +281,51 @@ class Exchange:
         return self._transport.home.submit(self._combine(handle, out))
 
     def _combine(self, handle: Handle, out: torch.Tensor | None) -> Callable[[], torch.Tensor]:
-        self._check_side("attention", "combine")
-        self._check_open(handle, "combine")
+        self._course.check_side("attention", "combine")
+        self._course.check_open(handle, "combine")
         if out is None:
             out = torch.empty(handle.rows, self.hidden_size, dtype=self.dtype, device=self.device)
         checks.check_rows("out", out, (handle.rows, self.hidden_size), self.dtype, self.device)
-        self._open = None
+        self._course.open = None
         # counted from the dispatch, so that who waits for this rank gives up later than this rank does
         step_s = self.timeouts.step_s
         at = At("combine", handle.layer, max(handle.posted + step_s, time.monotonic() + step_s / 2))
         return lambda: self._transport.combine(handle.trail, out, at)
 
-    def gather_topk(self, ids_bK: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """All-gather the top-k ids of a begun step among the attention ranks.
+    def calibrate(self, *, seconds: float = 5.0) -> CostModel:
+        """Time the routes between the ranks as they are, and choose by that from now on; all ranks call it together.
+
+        Between two steps. Rows of zeros travel over every route that ``"auto"`` may take, with few and with many tokens.
 
         Args:
-            ids_bK: int32 or int64 [b, K].
+            seconds: about how long it may take, at least one run of everything; 5 is enough up to some 30 ranks.
 
         Returns:
-            [B, K] in instance order, same dtype, and the row of this rank's first token.
+            The same `CostModel` on every rank, which is also `cost` from now on.
 
         Raises:
-            JanusError: ``comm.role``, ``comm.order``, ``comm.count``, ``comm.ids``.
-            PeerLost: phase ``"dispatch"``.
+            JanusError: ``comm.role``, ``comm.order``, ``comm.calibrate``.
+            PeerLost: as for a step.
         """
-        self._check_side("attention", "gather_topk")
-        step = self._step
-        if step is None:
-            order("gather_topk needs the counts of all ranks; call begin(b) first")
-        mine = self.topology.instance(self.rank)
-        checks.check_ids("ids", ids_bK, step.counts[mine], self._top_k or None, None)
-        at = At.within("dispatch", self._layer, self.timeouts.step_s)
-        return self._session.gather(ids_bK, step.counts, at)
-
-    def share(
-        self, name: str, value: Any, ranks: tuple[int, ...] | None = None, *, timeout_s: float | None = None
-    ) -> dict[int, Any]:
-        """All-gather a small JSON value through the rendezvous store.
-
-        Args:
-            name: the same on all of `ranks`; may be used again, then it is a new round.
-            value: JSON.
-            ranks: who takes part, this rank included; all ranks of the topology by default.
-            timeout_s: bound of the wait; default `rendezvous_s`.
-
-        Raises:
-            JanusError: ``comm.share`` for a value that is not JSON, a rank outside the topology or a bound <= 0.
-            PeerLost: phase ``"rendezvous"``, naming a rank that has not shared in time; at once when one is lost or
-                has closed.
-        """
-        if timeout_s is not None and not timeout_s > 0:
-            raise JanusError("comm.share", f"timeout_s must be > 0 seconds, got {timeout_s!r}")
-        return self._session.share(name, value, ranks, timeout_s)
-
-    def traffic(self) -> dict[str, LinkTraffic]:
-        """What this rank has sent so far, ``"in_node"`` and ``"between_nodes"``, payload and metadata."""
-        return self._session.traffic()
-
-    def reset_traffic(self) -> None:
-        """Count traffic from zero again."""
-        self._session.reset_traffic()
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
+            raise JanusError("comm.calibrate", f"seconds must be a finite number > 0, got {seconds!r}; try 5.0")
+        self._course.check_idle("calibrate")
+        self._course.cost = calibration.calibrate(self, seconds)
+        return self.cost
 
     def close(self) -> None:
         """Leave in good order, within `close_s`; may be called again, and after a failure."""
-        if self.role == "attention" and self._session.usable and self._open is None:
-            notice = Notice("close", 0, -1)
-            self._session.say_goodbye(lambda at: Agreement(self._session).exchange(notice, at))
+        self._course.say_close()
         self._session.close()
         if self.role != "idle":
             self._transport.close()
-        self._open = None
+        self._course.open = None
 
     def __enter__(self) -> Exchange:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    # -- the steps behind the calls ------------------------------------------------------------------------------
-
-    def _full(self) -> Notice:
-        """What all ranks would agree on if every one of them had as many tokens as the fixed capacity."""
-        n = checks.most(self.capacity, self.max_tokens)
-        return Notice("begin", n, -1, (n,) * self.topology.n_attention)
-
-    def _step_for(self, layer: int, b: int) -> Step:
-        """The step a dispatch belongs to; without `begin` the ranks agree on counts and layer here."""
-        if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
-            raise JanusError("comm.layer", f"layer must be an integer >= 0, got {layer!r}")
-        step = self._step
-        if step is None:
-            return self._fixed or self._as_step(self._agree("dispatch", Notice("dispatch", b, layer)))
-        if not step.total:
-            order("no dispatch follows in a step of 0 tokens; call begin(b) for the next step")
-        if layer != self._layer:
-            raise JanusError("comm.layer", f"a step runs its layers in order; expected {self._layer}, got {layer}")
-        begun = step.counts[self.topology.instance(self.rank)]
-        if b != begun:
-            raise JanusError("comm.count", f"this step was begun with b={begun} on this rank, got x of {b} rows")
-        self._layer += 1
-        return step
-
-    def _agree(self, phase: str, notice: Notice) -> Notice:
-        waiting = self.timeouts.idle_s if self.role == "expert" else self.timeouts.step_s
-        return Agreement(self._session).exchange(notice, At.within(phase, notice.layer, waiting))
-
-    def _as_step(self, heard: Notice) -> Step:
-        size = checks.rounded(self.capacity, heard.counts, self.max_tokens)
-        counts = heard.counts if size is None else (size,) * len(heard.counts)
-        route = self.cost.route(
-            self._asked, topology=self.topology, counts=counts, row_bytes=self._row_bytes,
-            gate=self.gate, top_k=self._top_k or None,
-        )  # fmt: skip
-        self._regime = route.regime
-        return Step(heard.counts, route.regime, heard.kind == "close", route.depth, size)
-
-    @property
-    def _row_bytes(self) -> int:
-        return self.hidden_size * self.dtype.itemsize
-
-    def _check_side(self, wanted: Role, what: str) -> None:
-        checks.check_role(self.role, wanted, self.rank, what)
-        self._session.check_usable("dispatch" if what == "gather_topk" else what)
-
-    def _check_idle(self, what: str) -> None:
-        if self.role == "idle":
-            raise JanusError("comm.role", f"rank {self.rank} is idle in topology {self.topology}; it only closes")
-        self._session.check_usable(what)
-        if isinstance(self._open, str):
-            order(f"{what} while {self._open}_async is under way; wait() for it first")
-        if self._open is not None:
-            verb = "combine" if self.role == "attention" else "reply"
-            order(f"{what} while layer {self._open.layer} is under way; call {verb}(handle) first")
-
-    def _check_open(self, handle: Any, what: str) -> None:
-        if not isinstance(self._open, Handle) or handle is not self._open:
-            given = f"a handle of layer {handle.layer}" if isinstance(handle, Handle) else repr(handle)
-            order(f"{what} takes the handle of the layer under way, once; got {given}")
 
 
 __all__ = ["Exchange", "Handle", "PeerLost"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
+import torch.distributed
 
 from janus.errors import JanusError, known
 from janus.types.topology import Role
@@ -28,13 +28,17 @@ def dtype_of(dtype: Any) -> torch.dtype:
 
 
 def device_of(device: Any) -> torch.device:
-    """The device, which must be the CPU: gloo carries nothing else."""
+    """The device: the CPU, where gloo carries the rows, or a CUDA device that is there, where NCCL does."""
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise JanusError("comm.device", f"device must name a torch device, got {device!r}: {error}") from None
-    if found.type != "cpu":
-        raise JanusError("comm.device", f"this version exchanges rows over gloo on device 'cpu' only, got {device!r}")
+    if found.type not in ("cpu", "cuda"):
+        raise JanusError("comm.device", f"rows travel on device 'cpu' (gloo) or 'cuda' (NCCL), got {device!r}")
+    if found.type == "cuda" and not (torch.cuda.is_available() and torch.distributed.is_nccl_available()):
+        raise JanusError(
+            "comm.device", f"device {device!r} needs a CUDA device and NCCL, and this torch sees none; use 'cpu'"
+        )
     return found
 
 
@@ -71,25 +75,6 @@ def capacity_of(capacity: Any, max_tokens: int) -> int | str:
     return capacity
 
 
-def most(capacity: int | str, max_tokens: int) -> int:
-    """Most tokens of a rank."""
-    return capacity if isinstance(capacity, int) else max_tokens
-
-
-def rounded(capacity: int | str, counts: Sequence[int], max_tokens: int) -> int | None:
-    """Rows that every attention instance takes up on the wire; None: just its own.
-
-    Example:
-        >>> rounded("bucket", (3, 9), 100), rounded("bucket", (3, 9), 10), rounded("exact", (3, 9), 100)
-        (16, 10, None)
-    """
-    if capacity == "exact":
-        return None
-    if isinstance(capacity, int):
-        return capacity
-    return min(1 << max(max(counts) - 1, 0).bit_length(), max_tokens)
-
-
 def check_rows(
     name: str, rows: Any, shape: tuple[int | None, ...], dtype: torch.dtype, device: torch.device = CPU
 ) -> None:
@@ -116,13 +101,14 @@ def check_out(out: Any, rows: int, width: int, dtype: torch.dtype, device: torch
         )
 
 
-def check_ids(name: str, ids: Any, b: int, top_k: int | None, bound: int | None) -> None:
-    """Refuse ids unless int32 or int64 [b, K] on the CPU and, with a `bound`, within -1..bound-1."""
+def check_ids(name: str, ids: Any, b: int, top_k: int | None, bound: int | None, device: torch.device = CPU) -> None:
+    """Refuse ids unless int32 or int64 [b, K] on `device` and, with a `bound` on the CPU, within -1..bound-1."""
     if not isinstance(ids, torch.Tensor) or ids.dtype not in (torch.int32, torch.int64):
         got = ids.dtype if isinstance(ids, torch.Tensor) else type(ids).__name__
         raise JanusError(f"comm.{name}", f"{name} must be an int32 or int64 tensor, got {got}")
-    check_rows(name, ids, (b, top_k), ids.dtype)
-    if bound is not None and ids.numel() and (int(ids.min()) < -1 or int(ids.max()) >= bound):
+    check_rows(name, ids, (b, top_k), ids.dtype, device)
+    # on a device a look at the values would be a host sync
+    if bound is not None and ids.numel() and device.type == "cpu" and (int(ids.min()) < -1 or int(ids.max()) >= bound):
         raise JanusError(
             f"comm.{name}",
             f"{name} must lie in -1..{bound - 1}, got {int(ids.min())}..{int(ids.max())}; "
@@ -131,7 +117,7 @@ def check_ids(name: str, ids: Any, b: int, top_k: int | None, bound: int | None)
 
 
 def check_choices(
-    gate: str, physical_ids: Any, weights: Any, b: int, top_k: int, slots: int, dtype: torch.dtype
+    gate: str, physical_ids: Any, weights: Any, b: int, top_k: int, slots: int, like: torch.Tensor
 ) -> None:
     """Refuse choices with gate "experts", missing or misshapen ones with gate "attention"."""
     if gate == "experts":
@@ -142,11 +128,12 @@ def check_choices(
         return
     if physical_ids is None or weights is None:
         raise JanusError("comm.gate", 'gate="attention" needs dispatch(x, physical_ids=[b, K], weights=[b, K])')
-    check_ids("physical_ids", physical_ids, b, top_k, slots)
+    dtype, device = like.dtype, like.device
+    check_ids("physical_ids", physical_ids, b, top_k, slots, device)
     kind = weights.dtype if isinstance(weights, torch.Tensor) else dtype
     if kind not in (dtype, torch.float32):
         raise JanusError("comm.weights", f"weights must be float32 or {dtype}, got {kind}")
-    check_rows("weights", weights, (b, top_k), kind)
+    check_rows("weights", weights, (b, top_k), kind, device)
 
 
 def order(message: str) -> NoReturn:

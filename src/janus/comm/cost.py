@@ -132,7 +132,7 @@ class CostModel:
             rows = self._counts(topology, rough, row_bytes, gate)
             costs = [self._femtoseconds(route, topology, rows, row_bytes, gate, top_k) for route in found]
             if len(self._memo) >= _MEMO:
-                self._memo.clear()
+                self._memo.clear()  # rarely: counts are rounded
             self._memo[key] = found[costs.index(min(costs))]
         return self._memo[key]
 
@@ -224,14 +224,13 @@ class CostModel:
 
     def _tables(self) -> tuple[IntArray, IntArray]:
         """Femtoseconds per message and per byte, by level * 2 + link."""
-        if "tables" not in self._memo:
+        found = self._memo.get("tables")
+        if found is None:
             alphas = (self.alpha_s, self.node_alpha_s, self.world_alpha_s)
             betas = (self.beta_s_per_byte, self.node_beta_s_per_byte, self.world_beta_s_per_byte)
-            self._memo["tables"] = tuple(
-                np.array([round(level[link] * _FS) for level in levels for link in LINKS], dtype=np.int64)
-                for levels in (alphas, betas)
-            )
-        return self._memo["tables"]
+            found = _femto(alphas), _femto(betas)
+            self._memo["tables"] = found
+        return found
 
     def _counts(self, topology: Topology, counts: Sequence[int], row_bytes: int, gate: str) -> IntArray:
         remedy = "try Topology.parse('2A4E')"
@@ -249,6 +248,10 @@ class CostModel:
 
 
 _PER_LINK = tuple(f.name for f in fields(CostModel) if f.name not in ("round_s", "_memo"))
+
+
+def _femto(levels: Sequence[dict[str, float]]) -> IntArray:
+    return np.array([round(level[link] * _FS) for level in levels for link in LINKS], dtype=np.int64)
 
 
 def _rounded(n: int) -> int:

@@ -138,13 +138,12 @@ def _as_arrays(topology: Topology, bundles: tuple[Bundle, ...], entries: dict) -
             starts.append(i)
             seen = (turn, port)
     kind = [LEVELS.index(port[0]) * 2 + link for _, _, port, link, _ in keys]
-    columns = [starts, phase_starts, kind, [key[4] for key in keys], *_transposed(entries[key] for key in keys)]
-    return Ports(topology, bundles, *(np.array(c, dtype=np.int64) for c in columns), np.array([k[1] for k in keys]))
-
-
-def _transposed(pairs: Sequence) -> tuple[list[int], list[int]]:
-    rows = list(pairs)
-    return [a for a, _ in rows], [b for _, b in rows]
+    messages, loads = zip(*(entries[key] for key in keys), strict=True) if keys else ((), ())
+    starts_, phases_, kind_, bundle, messages_, loads_ = (
+        np.array(c, dtype=np.int64) for c in (starts, phase_starts, kind, [key[4] for key in keys], messages, loads)
+    )
+    back = np.array([key[1] for key in keys], dtype=np.bool_)
+    return Ports(topology, bundles, starts_, phases_, kind_, bundle, messages_, loads_, back)
 
 
 def tally(route: Route, topology: Topology, counts: Sequence[int]) -> dict[str, Counter]:

@@ -138,7 +138,7 @@ class Sliced:
         self.counts = counts  # once landed: rows of each source on this instance
         self._top_k, self._slots = top_k, slots
         self._rooms: dict[int, torch.Tensor] = {}
-        none = Cargo(like, torch.empty(0, top_k, dtype=torch.int32), like.new_empty(0, top_k))
+        none = Cargo(like, like.new_empty(0, top_k, dtype=torch.int32), like.new_empty(0, top_k))
         self._cargo: list[Cargo] = [none] * len(trip.arrivals)
         self._per_source = [[0] * len(hop.sources) for hop in trip.arrivals]
         if own is not None and len(own.x):  # a rank without tokens has no say in the dtype of the weights
@@ -179,7 +179,7 @@ class Sliced:
         common = self._common(leg.feeds)
         box = self._arena.take((sliced_bytes(len(hop.sources), bound, self._top_k, self._row_bytes),), torch.uint8)
         start = 4 * (1 + len(hop.sources))
-        head = torch.tensor([int(common == self._like.dtype), *per_source], dtype=torch.int32)
+        head = torch.tensor([int(common == self._like.dtype), *per_source], dtype=torch.int32)  # host sync, on a device
         box[:start].view(torch.int32).copy_(head)
         into, end = self._views(box, start, n, common)
         return box[:end], self._fill(picks, into)
@@ -228,14 +228,14 @@ class Sliced:
         if targets[-1] - targets[0] == len(targets) - 1:
             wanted = (host >= targets[0]) & (host <= targets[-1])
         else:
-            wanted = torch.isin(host, torch.tensor(targets, dtype=torch.int32))
+            wanted = torch.isin(host, torch.tensor(targets, dtype=torch.int32, device=host.device))
         rows = wanted.any(dim=1)
         if self._trip.arrivals[index].pieces < hop.pieces:
             cut = hop.cut(sum(self._counts[s] for s in hop.sources))  # as the receiver counts them, padding included
             rows[: cut.start] = False
             rows[cut.stop :] = False
         select = rows.nonzero().view(-1)
-        starts = torch.tensor(offsets(self._per_source[index]))
+        starts = torch.tensor(offsets(self._per_source[index]), device=select.device)
         return Pick(index, select, wanted, torch.searchsorted(select, starts).diff().tolist())
 
     def _fill(self, picks: Sequence[Pick], into: Cargo) -> tuple[Segment, ...]:

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 
 from janus.comm import group
+from janus.comm.carrier import Carrier, Opening
 from janus.comm.contract import agree, collect
 from janus.comm.layout import offsets
 from janus.comm.store import Board, StoreGone
+from janus.comm.stream import StreamWire
 from janus.comm.terms import LinkTraffic, Timeouts
 from janus.comm.watch import Watch
-from janus.comm.wire import At, Wire
+from janus.comm.wire import At, Links, Wire
 from janus.errors import JanusError, PeerLost
 from janus.types import Topology
 from janus.types.topology import Role
@@ -35,6 +37,7 @@ class Session:
         timeouts: bounds of every wait.
         terms: fields of the contract that the exchange itself compares.
         contract: fields of the caller's.
+        carrier: of the rows.
 
     Raises:
         JanusError: ``comm.contract``, ``comm.rendezvous``, ``topology.world``.
@@ -42,11 +45,18 @@ class Session:
     """
 
     wire: Wire
-    payload: Wire
+    payload: Wire | StreamWire
     watch: Watch
 
-    def __init__(self, topology: Topology, timeouts: Timeouts, terms: dict[str, Any], contract: dict[str, Any]) -> None:
-        self.topology, self._timeouts = topology, timeouts
+    def __init__(
+        self,
+        topology: Topology,
+        timeouts: Timeouts,
+        terms: dict[str, Any],
+        contract: dict[str, Any],
+        carrier: Carrier,
+    ) -> None:
+        self.topology, self._timeouts, self.carrier = topology, timeouts, carrier
         fields = _fields(terms, contract)
         self.rank = group.rendezvous(topology, timeouts)
         self.role: Role = topology.role(self.rank)
@@ -67,8 +77,10 @@ class Session:
         notes = Board(store, self._board.prefix, call_s=_BLAME_CALL_S)
         self.watch = Watch(notes, self._group, self.members, self.rank)
         self.watch.start()
-        self.wire = Wire(self._group, self.topology, self.rank, self.watch)
-        self.payload = self.wire  # what carries rows; the same connections where gloo does
+        links = Links(self.topology, self.rank)
+        self.wire = Wire(self._group, links, self.watch)
+        place = Opening(store, self._board.prefix, links.number[self.rank], len(self.members), deadline)
+        self.payload = self.carrier.wire(self.wire, self.watch, links, place)
         atexit.register(self.watch.abandon)
 
     @property
@@ -87,17 +99,17 @@ class Session:
         """All-gather integer rows among the attention ranks."""
         starts, mine = offsets(counts), self.topology.instance(self.rank)
         wire_ids = ids.detach().to(torch.int32).contiguous()
-        everything = torch.empty(starts[-1], ids.shape[1], dtype=torch.int32)
+        everything = torch.empty(starts[-1], ids.shape[1], dtype=torch.int32, device=ids.device)
         everything[starts[mine] : starts[mine + 1]] = wire_ids
         posts = []
         for a, peer in enumerate(self.topology.attention_ranks):
             if a == mine:
                 continue
             if counts[a]:
-                posts.append(self.wire.recv(peer, everything[starts[a] : starts[a + 1]], _IDS_TAG, at))
+                posts.append(self.payload.recv(peer, everything[starts[a] : starts[a + 1]], _IDS_TAG, at))
             if counts[mine]:
-                self.wire.send(peer, wire_ids, _IDS_TAG, at)
-        self.wire.wait(posts, at)
+                self.payload.send(peer, wire_ids, _IDS_TAG, at)
+        self.payload.wait(posts, at)
         return everything.to(ids.dtype), starts[mine]
 
     def share(
@@ -138,12 +150,18 @@ class Session:
 
     def traffic(self) -> dict[str, LinkTraffic]:
         """A copy of what this rank has sent."""
-        return {} if self.role == "idle" else dict(self.wire.traffic)
+        if self.role == "idle":
+            return {}
+        if self.payload is self.wire:
+            return dict(self.wire.traffic)
+        both = ((link, self.wire.traffic[link], found) for link, found in self.payload.traffic.items())
+        return {link: LinkTraffic(a.messages + b.messages, a.bytes + b.bytes) for link, a, b in both}
 
     def reset_traffic(self) -> None:
         """Count from zero again."""
         if self.role != "idle":
             self.wire.reset_traffic()
+            self.payload.reset_traffic()
 
     def say_goodbye(self, speak: Callable[[At], Any]) -> None:
         """Run `speak` and wait for it, within `close_s`; from here on a closed connection accuses nobody."""
@@ -160,6 +178,7 @@ class Session:
         self._closed = True
         atexit.unregister(self.watch.abandon)
         self.watch.stop(self._timeouts.close_s)
+        self.payload.drop()
         self.wire.drop()
         self._group = None
 

@@ -8,7 +8,6 @@ import torch
 
 from janus.comm.arena import Arena
 from janus.comm.buffers import Size, homeward_bytes, outward_bytes
-from janus.comm.lanes import Lane
 from janus.comm.layout import Itinerary, Route, candidates, itinerary
 from janus.comm.rows import Cargo, Sliced, Whole
 from janus.comm.session import Session
@@ -44,7 +43,7 @@ class Transport:
         self._none = torch.empty(0, size.hidden_size, dtype=dtype, device=device)
         self._device = device
         self._arenas: tuple[Arena, Arena] | None = None
-        self.out, self.home = Lane("out"), Lane("home")
+        self.out, self.home = (session.carrier.lane(name) for name in ("out", "home"))
 
     def buffer_bytes(self) -> int:
         """Bytes of both arenas together."""

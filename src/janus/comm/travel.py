@@ -15,6 +15,7 @@ import torch
 from janus.comm.arena import Arena
 from janus.comm.layout import Hop, Itinerary, Part, expert_nodes, parts
 from janus.comm.rows import Cargo, Segment, Sliced, Whole
+from janus.comm.stream import StreamWire
 from janus.comm.wire import At, Wire
 
 DISPATCH_TAG, COMBINE_TAG = 10, 11
@@ -37,7 +38,7 @@ class Trail:
     landed: tuple[Segment, ...] = ()
 
 
-def outward(wire: Wire, trip: Itinerary, codec: Whole | Sliced, at: At) -> tuple[Cargo | None, Trail]:
+def outward(wire: Wire | StreamWire, trip: Itinerary, codec: Whole | Sliced, at: At) -> tuple[Cargo | None, Trail]:
     """Carry rows over all rounds; returns the rows of an expert rank (None on an attention rank) and the trail."""
     posts = []
     for turn in trip.rounds:  # all room is offered at once: what comes early needs no waiting
@@ -59,7 +60,9 @@ def outward(wire: Wire, trip: Itinerary, codec: Whole | Sliced, at: At) -> tuple
     return cargo, Trail(trip, tuple(codec.lengths), tuple(sent), landed)
 
 
-def homeward(wire: Wire, trail: Trail, y: torch.Tensor, arena: Arena, at: At, out: torch.Tensor | None) -> None:
+def homeward(
+    wire: Wire | StreamWire, trail: Trail, y: torch.Tensor, arena: Arena, at: At, out: torch.Tensor | None
+) -> None:
     """Carry partial sums back over the hops of `trail`, last round first.
 
     Args:

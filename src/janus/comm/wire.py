@@ -42,30 +42,44 @@ class Post:
     buffer: torch.Tensor
 
 
+class Links:
+    """Numbers of the peers in a process group over a topology, attention first, and the links to them.
+
+    Args:
+        topology: the ranks.
+        rank: this process.
+    """
+
+    def __init__(self, topology: Topology, rank: int) -> None:
+        members = topology.attention_ranks + topology.expert_ranks
+        self.number = {member: i for i, member in enumerate(members)}
+        self._near = {member: same_box(topology, rank, member) for member in members}
+
+    def link(self, peer: int) -> str:
+        """``"in_node"`` or ``"between_nodes"``."""
+        return "in_node" if self._near[peer] else "between_nodes"
+
+
 class Wire:
     """Point-to-point messages over one process group, addressed by global rank.
 
     Args:
-        group: gloo process group over the ranks of `topology`, attention first.
-        topology: says which links are in-node.
-        rank: this process.
+        group: gloo process group over the ranks of `links`.
+        links: numbers and links of the peers.
         watch: told of every failure; names the rank really lost.
     """
 
-    def __init__(self, group: Any, topology: Topology, rank: int, watch: Watch) -> None:
+    def __init__(self, group: Any, links: Links, watch: Watch) -> None:
         self._group: Any = group
-        self._watch = watch
-        members = topology.attention_ranks + topology.expert_ranks
-        self._number = {member: i for i, member in enumerate(members)}
-        self._near = {member: same_box(topology, rank, member) for member in members}
+        self._watch, self._links, self._number = watch, links, links.number
         self._sends: dict[int, list[Post]] = {}
         self._counting = threading.Lock()  # the lanes send from threads of their own
         self.reset_traffic()
 
     def send(self, peer: int, rows: torch.Tensor, tag: int, at: At) -> None:
         """Post contiguous `rows`; they must not change until `settle`."""
-        flat = _bytes(rows)
-        link = "in_node" if self._near[peer] else "between_nodes"
+        flat = flat_bytes(rows)
+        link = self._links.link(peer)
         with self._counting:
             self.traffic[link] = self.traffic[link].plus(flat.numel())
         try:
@@ -76,7 +90,7 @@ class Wire:
 
     def recv(self, peer: int, into: torch.Tensor, tag: int, at: At) -> Post:
         """Post contiguous `into`; a message may be shorter than it."""
-        flat = _bytes(into)
+        flat = flat_bytes(into)
         try:
             return Post(peer, self._group.recv([flat], self._number[peer], tag), flat)
         except RuntimeError as error:
@@ -114,5 +128,6 @@ class Wire:
         return self._watch.lost(peer, at.phase, at.layer, why, silent=silent)
 
 
-def _bytes(rows: torch.Tensor) -> torch.Tensor:
+def flat_bytes(rows: torch.Tensor) -> torch.Tensor:
+    """The bytes of contiguous `rows`, uint8 [n], without a copy."""
     return rows.detach().view(-1).view(torch.uint8)
