@@ -7,7 +7,7 @@ import os
 import socket
 import weakref
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -105,4 +105,9 @@ def _of_topology(topology: Topology) -> Roster:
             f"both pools together must be the world of {group.size()} ranks, got {topology} with ranks "
             f"{sorted(members)}; name every rank once, or pass a process group",
         )
-    return Roster(group, members, members.index(group.rank()), tuple(topology.host(rank) for rank in members))
+    return Roster(group, members, members.index(group.rank()), _hosts(topology))
+
+
+@lru_cache(maxsize=64)
+def _hosts(topology: Topology) -> tuple[int, ...]:
+    return tuple(topology.host(rank) for rank in topology.attention_ranks + topology.expert_ranks)
