@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from typing import Any
+from functools import lru_cache
 
 import numpy as np
 import torch
 
-from janus.comm.mail import Letter, Mail
+from janus.comm.mail import Mail
 from janus.comm.parcels import Held
 from janus.comm.ports import IntArray
 from janus.comm.roster import Roster
-from janus.comm.shuffle import Message, contradiction, loads, part_of, phases
+from janus.comm.shuffle import Message, contradiction, loads, part_of
 from janus.comm.splits import Order, contradicted, refuse
 
 _TERMS = ("dtype", "regime", "cost", "topology_or_group", "row_bytes")
@@ -42,22 +41,24 @@ class Accord:
 
     def __init__(self, order: Order, roster: Roster, boxes: tuple[int, ...], riding: int) -> None:
         self._order, self._roster, self._boxes, self._riding = order, roster, boxes, riding
-        self._header = header_bytes(roster.world)
+        self._said = np.zeros((roster.world, header_bytes(roster.world) // 8), dtype=np.int64)
         self._held: Held = {(roster.me, t): order.outgoing(t) for t in range(roster.world)}
 
-    def reach(self, terms: dict[str, Any], mail: Mail) -> tuple[IntArray, Held | None]:
+    def reach(self, regime: str, cost: str, mail: Mail) -> tuple[IntArray, Held | None]:
         """[W, W], the rows of all pieces; and the pieces for this rank, if all rows of all ranks have ridden along.
+
+        Args:
+            regime: as asked for.
+            cost: JSON of the cost model.
+            mail: the messages.
 
         Raises:
             JanusError: ``alltoall.contract``, ``alltoall.splits``: the same on every rank.
             PeerLost: a rank said nothing.
         """
-        world, me, order = self._roster.world, self._roster.me, self._order
-        terms = terms | {"dtype": str(order.dtype), "topology_or_group": [self._roster.numbers, self._boxes]}
-        words = torch.zeros(world, self._header // 8, dtype=torch.int64)
-        mine = [_digest(terms[name]) for name in _TERMS[:-1]]
-        words[me] = torch.tensor([*mine, order.row_bytes, *order.sent, *order.expected])
-        words = words.to(order.input.device)
+        me, order = self._roster.me, self._order
+        terms = (str(order.dtype), regime, cost, str((self._roster.numbers, self._boxes)))
+        self._said[me] = [*map(_digest, terms), order.row_bytes, *order.sent, *order.expected]
         parts = part_of(me, "gather", self._boxes)
         rooms = [[self._room(m) for m in part.coming] for part in parts]
         expected = [
@@ -65,47 +66,46 @@ class Accord:
             for turn, part in enumerate(parts)
         ]
         for turn, part in enumerate(parts):
-            mail.exchange(expected[turn], [self._letter(m, words) for m in part.sent])
+            mail.exchange(expected[turn], [(m.dst, self._letter(m)) for m in part.sent])
             for message, room in zip(part.coming, rooms[turn], strict=True):
-                self._read(message, room, words)
-        sizes = self._checked(words.cpu().numpy())  # host sync here
+                self._read(message, room)
+        sizes = self._checked()
         rode = self._all_rode(sizes * order.row_bytes)
-        return sizes, {piece: rows for piece, rows in self._held.items() if piece[1] == me} if rode else None
+        return sizes, self._held if rode else None
 
-    def _letter(self, message: Message, words: torch.Tensor) -> Letter:
-        said = words[list(message.sources)].view(-1).view(torch.uint8)
-        found = [self._held.get(piece) for piece in message.pieces]
-        pieces = [rows for rows in found if rows is not None]
-        if len(pieces) < len(found) or sum(map(len, pieces)) > self._most(message):
-            return message.dst, said
-        return message.dst, torch.cat([said, *pieces])
+    def _letter(self, message: Message) -> torch.Tensor:
+        said = torch.from_numpy(self._said[list(message.sources)].view(np.uint8).ravel()).to(self._order.input.device)
+        pieces = [self._held.get(piece) for piece in message.pieces] if self._riding else [None]
+        full = [rows for rows in pieces if rows is not None]
+        if len(full) < len(pieces) or sum(rows.numel() for rows in full) > self._most(message):
+            return said
+        return torch.cat([said, *full])
 
     def _room(self, message: Message) -> torch.Tensor:
-        size = self._header * len(message.sources) + self._most(message)
+        size = self._said[0].nbytes * len(message.sources) + self._most(message)
         return torch.empty(size, dtype=torch.uint8, device=self._order.output.device)
 
-    def _read(self, message: Message, room: torch.Tensor, words: torch.Tensor) -> None:
+    def _read(self, message: Message, room: torch.Tensor) -> None:
         sources = list(message.sources)
-        said = self._header * len(sources)
-        words[sources] = room[:said].view(torch.int64).view(len(sources), -1)
+        end = self._said[0].nbytes * len(sources)
+        self._said[sources] = room[:end].cpu().numpy().view(np.int64).reshape(len(sources), -1)  # host sync here
         if not self._riding:
             return
-        first, row_bytes = len(_TERMS), self._order.row_bytes
-        rows = dict(zip(sources, words[sources, first : first + self._roster.world].tolist(), strict=True))
-        sizes = [rows[s][t] * row_bytes for s, t in message.pieces]
+        rows = self._said[:, len(_TERMS) :]
+        sizes = [int(rows[piece]) * self._order.row_bytes for piece in message.pieces]
         if sum(sizes) <= self._most(message):
-            parts = room[said : said + sum(sizes)].split(sizes)
-            self._held |= dict(zip(message.pieces, parts, strict=True))
+            parts = room[end : end + sum(sizes)].split(sizes)
+            self._held |= zip(message.pieces, parts, strict=True)
 
     def _most(self, message: Message) -> int:
         return self._riding * len(message.pieces)
 
     def _all_rode(self, sizes: IntArray) -> bool:
-        found = zip(loads("gather", self._boxes, sizes), phases("gather", self._boxes), strict=True)
-        return all((load[:, 2] <= [self._most(m) for m in phase]).all() for load, phase in found)
+        found = loads("gather", self._boxes, sizes), loads("gather", self._boxes, np.ones_like(sizes))
+        return all((load[:, 2] <= self._riding * pieces[:, 2]).all() for load, pieces in zip(*found, strict=True))
 
-    def _checked(self, said: IntArray) -> IntArray:
-        rank_of, n = self._roster.rank, len(_TERMS)
+    def _checked(self) -> IntArray:
+        said, rank_of, n = self._said, self._roster.rank, len(_TERMS)
         for member, term in np.argwhere(said[:, :n] != said[0, :n]).tolist()[:1]:
             pair = f"rank {rank_of(0)} and rank {rank_of(member)} differ"
             shown = f" ({said[0, term]} and {said[member, term]})" if _TERMS[term] == "row_bytes" else ""
@@ -118,6 +118,6 @@ class Accord:
         return sent
 
 
-def _digest(value: Any) -> int:
-    found = hashlib.blake2b(json.dumps(value).encode(), digest_size=8).digest()
-    return int.from_bytes(found, "little", signed=True)
+@lru_cache(maxsize=256)
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)

@@ -17,7 +17,7 @@ from janus.comm.parcels import carry, direct, land
 from janus.comm.ports import IntArray
 from janus.comm.roster import Roster, host_identity, roster_of
 from janus.comm.shuffle import REGIMES, candidates, loads, phases
-from janus.comm.splits import order_of, refuse
+from janus.comm.splits import Order, order_of, refuse
 from janus.comm.wire import At
 from janus.errors import known
 from janus.types.checks import instance, number
@@ -77,17 +77,24 @@ def all_to_all(
     order = order_of(output, input, output_split_sizes, input_split_sizes, roster)
     mail = Mail(roster, At.within("all_to_all", -1, seconds))
     mail.check_usable()
-    boxes = (0,) * roster.world if regime == "direct" else _boxes(roster, mail, input.device)
+    _move(order, roster, regime, model, mail)
+
+
+def _move(order: Order, roster: Roster, regime: str, model: CostModel, mail: Mail) -> None:
+    """Direct without a word, or agree, and then what was agreed on."""
+    device = order.input.device
+    boxes = (0,) * roster.world if regime == "direct" else _boxes(roster, mail, device)
     found = candidates(regime, boxes)
-    riding = MOST_RIDING if regime == "gather" else worth_riding(json.dumps(model.to_dict()), boxes)
+    said = json.dumps(model.to_dict())
+    riding = MOST_RIDING if regime == "gather" else worth_riding(said, boxes)
     if found == ("direct",) or riding < 0:
         direct(order, roster, mail)
         return
     # NCCL delivers no message shorter than its buffer
-    accord = Accord(order, roster, boxes, riding if input.device.type == "cpu" else 0)
-    sizes, rode = accord.reach({"regime": regime, "cost": model.to_dict()}, mail)
+    accord = Accord(order, roster, boxes, riding if device.type == "cpu" else 0)
+    sizes, rode = accord.reach(regime, said, mail)
     if rode is not None:
-        land(order, rode)
+        land(order, rode, roster.me)
     elif choice(found, model, boxes, sizes * order.row_bytes) == "direct":
         direct(order, roster, mail)
     else:

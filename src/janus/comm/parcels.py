@@ -22,10 +22,9 @@ def direct(order: Order, roster: Roster, mail: Mail) -> None:
     carry(order, "direct", boxes, order.sizes(roster.me), roster.me, mail)
 
 
-def land(order: Order, held: Held) -> None:
-    """Put the pieces where they belong."""
-    for (source, _), rows in held.items():
-        order.incoming(source, source + 1).copy_(rows)
+def land(order: Order, held: Held, me: int) -> None:
+    """Write `output` at once, from the pieces for this rank."""
+    torch.cat([held[source, me] for source in range(len(order.expected))], out=order.output)
 
 
 def carry(order: Order, regime: str, boxes: tuple[int, ...], sizes: IntArray, me: int, mail: Mail) -> None:
@@ -50,9 +49,10 @@ def carry(order: Order, regime: str, boxes: tuple[int, ...], sizes: IntArray, me
         for message, room in coming[turn]:
             if not _lands(message, me):
                 rows = room.split([size_of[s][t] for s, t in message.pieces])
-                found = dict(zip(message.pieces, rows, strict=True))
-                land(order, {piece: rows for piece, rows in found.items() if piece[1] == me})
-                held |= found
+                held |= zip(message.pieces, rows, strict=True)
+                for source, target in message.pieces:
+                    if target == me:
+                        order.incoming(source, source + 1).copy_(held[source, me])
 
 
 def _packed(message: Message, held: Held) -> torch.Tensor:
