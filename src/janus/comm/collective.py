@@ -24,7 +24,12 @@ from janus.types.checks import instance, number
 
 MOST_RIDING = 1 << 14  # bytes of a piece that rides with the agreement: a receiver must offer room for all of them
 _HOSTS = 0  # tag
-_COST = CostModel()
+# gloo over TCP: a message costs processor time on both ends, wherever it goes, and a phase some scheduling; rounded from
+# what `Exchange.calibrate` saw with one core per rank and less
+_GLOO = CostModel(
+    {"in_node": 5e-5, "between_nodes": 5e-5}, {"in_node": 1 / 3e9, "between_nodes": 1 / 1.25e9}, round_s=5e-4
+)
+_NCCL = CostModel()
 
 
 def all_to_all(
@@ -52,7 +57,8 @@ def all_to_all(
         topology_or_group: a `Topology` whose two pools, attention first, are the world; or a process group, None for the
             default one, whose nodes are found by comparing hosts at the first call.
         regime: ``"direct"``, ``"gather"``, or ``"auto"``: the cheaper one by `cost`.
-        cost: behind ``"auto"``, equal on all ranks; see `CostModel`.
+        cost: behind ``"auto"``, equal on all ranks; None: rough figures of gloo over TCP for CPU tensors, else those of
+            `CostModel`.
         timeout_s: until everything must have arrived.
 
     Raises:
@@ -70,22 +76,22 @@ def all_to_all(
     """
     known(regime, (*REGIMES, "auto"), "regime", "alltoall.regime")
     remedy = "leave it out for the default"
-    cost = _COST if cost is None else cost
-    model = instance(cost, CostModel, "cost must be a janus.comm.CostModel", "alltoall.cost", remedy)
+    if cost is not None:
+        instance(cost, CostModel, "cost must be a janus.comm.CostModel", "alltoall.cost", remedy)
     seconds = _seconds(timeout_s)
     roster = roster_of(topology_or_group)
     order = order_of(output, input, output_split_sizes, input_split_sizes, roster)
     mail = Mail(roster, At.within("all_to_all", -1, seconds))
     mail.check_usable()
-    _move(order, roster, regime, model, mail)
+    _move(order, roster, regime, cost or (_GLOO if input.device.type == "cpu" else _NCCL), mail)
 
 
-def _move(order: Order, roster: Roster, regime: str, model: CostModel, mail: Mail) -> None:
+def _move(order: Order, roster: Roster, regime: str, cost: CostModel, mail: Mail) -> None:
     """Direct without a word, or agree, and then what was agreed on."""
     device = order.input.device
     boxes = (0,) * roster.world if regime == "direct" else _boxes(roster, mail, device)
     found = candidates(regime, boxes)
-    said = json.dumps(model.to_dict())
+    said = json.dumps(cost.to_dict())
     riding = MOST_RIDING if regime == "gather" else worth_riding(said, boxes)
     if found == ("direct",) or riding < 0:
         direct(order, roster, mail)
@@ -95,7 +101,7 @@ def _move(order: Order, roster: Roster, regime: str, model: CostModel, mail: Mai
     sizes, rode = accord.reach(regime, said, mail)
     if rode is not None:
         land(order, rode, roster.me)
-    elif choice(found, model, boxes, sizes * order.row_bytes) == "direct":
+    elif choice(found, cost, boxes, sizes * order.row_bytes) == "direct":
         direct(order, roster, mail)
     else:
         carry(order, "gather", boxes, sizes, roster.me, mail)
