@@ -1,4 +1,4 @@
-"""What a rank of the all-to-all benchmark does: meet, calibrate once, then time torch and the regimes in turn."""
+"""What a rank of the all-to-all benchmark does: meet, then time torch and the regimes in turn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from janus.comm import Exchange, Timeouts, all_to_all
+from janus.comm import all_to_all, rendezvous
 from janus.types import Topology
 
 torch.set_num_threads(1)
@@ -18,14 +18,10 @@ WIDTH = 2048  # float32
 STATE: dict[str, Any] = {}
 
 
-def meet(topology: dict, seconds: float) -> dict:
-    """Join the others and measure the links with an exchange; the model is equal on all ranks."""
+def meet(topology: dict) -> None:
+    """Join the others."""
     STATE["where"] = Topology.from_dict(topology)
-    with Exchange(
-        STATE["where"], hidden_size=WIDTH, dtype="float32", max_tokens=64, timeouts=Timeouts(rendezvous_s=60)
-    ) as ex:
-        STATE["cost"] = ex.calibrate(seconds=seconds)
-    return STATE["cost"].to_dict()
+    rendezvous(STATE["where"])
 
 
 def measure(rows: int, width: int, turns: int, uneven: bool) -> dict:
@@ -57,8 +53,7 @@ def _time(way: str, out: torch.Tensor, x: torch.Tensor, expected: list[int], sen
     if way == "torch":
         dist.all_to_all_single(out, x, expected, sent)
     else:
-        where, cost = STATE["where"], STATE["cost"]
-        all_to_all(out, x, expected, sent, topology_or_group=where, regime=way, cost=cost)
+        all_to_all(out, x, expected, sent, topology_or_group=STATE["where"], regime=way)
     spent = torch.tensor([time.perf_counter() - started], dtype=torch.float64)
     dist.all_reduce(spent, op=dist.ReduceOp.MAX)
     return float(spent)

@@ -1,7 +1,7 @@
 """all_to_all against torch's on the test network: equal bytes everywhere, and the time of every way in turn.
 
-Nodes of several ranks, 200 Mbit/s per node and direction, rows of 2048 float32 (8 KiB). The cost model of "auto" is
-measured by `Exchange.calibrate` on the same ranks. One call is as slow as its slowest rank; medians, interleaved.
+Nodes of several ranks, 200 Mbit/s per node and direction, rows of 2048 float32 (8 KiB), and of 16 for the smallest call.
+"auto" has the cost model that it takes when none is given. A call is as slow as its slowest rank; medians, interleaved.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from testbed import Testbed, unavailable
 ROOT = Path(__file__).resolve().parents[2]
 RATE = 200.0
 PLACES = [(2, 2), (2, 4), (4, 2), (4, 4)]  # nodes, ranks per node
-LOADS = [(1, 16, 48), (1, 2048, 24), (8, 2048, 4), (64, 2048, 3)]  # rows per pair, elements per row, turns
+LOADS = [(1, 16, 48), (1, 2048, 24), (8, 2048, 4), (64, 2048, 5)]  # rows per pair, elements per row, turns
 LONGEST_MB = 12  # through a node's port in one call: half a second; longer ones are left out
-SLACK = 1.25  # auto / best: what agreeing and choosing may cost
+SLACK, SLACK_MS = 1.25, 0.5  # auto against best: what agreeing and choosing may cost; what a median of ms wavers by
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     for nodes, width in PLACES[:1] if sample else PLACES:
         with Testbed(nodes, RATE) as bed:
             cells |= place(bed, nodes, width, LOADS[:2] if sample else LOADS)
-    report(figures(cells))
+    report(figures(cells, sample))
 
 
 def place(bed: Testbed, nodes: int, ranks_per_node: int, loads: list[tuple[int, int, int]]) -> dict[str, dict]:
@@ -46,7 +46,7 @@ def place(bed: Testbed, nodes: int, ranks_per_node: int, loads: list[tuple[int, 
     path = [ROOT / "src", ROOT / "benchmarks"]
     found = {}
     with bed.ranks(node_of, module="alltoall_ranks", path=path) as ranks:
-        ranks.call("meet", topology=topology, seconds=3.0)
+        ranks.call("meet", topology=topology)
         for rows, width, turns in loads:
             far = ranks_per_node * (len(node_of) - ranks_per_node) * rows * width * 4 / 1e6
             if far > LONGEST_MB:
@@ -59,7 +59,7 @@ def place(bed: Testbed, nodes: int, ranks_per_node: int, loads: list[tuple[int, 
     return found
 
 
-def figures(cells: dict[str, dict]) -> list[dict[str, Any]]:
+def figures(cells: dict[str, dict], sample: bool) -> list[dict[str, Any]]:
     """Equality, auto against the best way, gather against torch where rows are smallest."""
     wrong = [name for name, cell in cells.items() if not cell["equal"]]
     found = [
@@ -69,8 +69,10 @@ def figures(cells: dict[str, dict]) -> list[dict[str, Any]]:
         ms = cell["ms"]
         best = min((way for way in ms if way != "auto"), key=lambda way: ms[way])
         ratio = ms["auto"] / ms[best]
+        ok = ratio <= SLACK or ms["auto"] <= ms[best] + SLACK_MS
         note = ", ".join(f"{way} {t:.2f} ms" for way, t in ms.items())
-        found.append(figure(f"{name}: auto / {best}", round(ratio, 2), f"<= {SLACK}", ratio <= SLACK, "x", note))
+        bar = "reported" if sample else f"<= {SLACK}, or {SLACK_MS} ms"  # a sample is too small to be judged
+        found.append(figure(f"{name}: auto / {best}", round(ratio, 2), bar, ok or sample, "x", note))
     for name, cell in cells.items():
         if cell["smallest"]:
             ratio = cell["ms"]["torch"] / cell["ms"]["gather"]
