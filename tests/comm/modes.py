@@ -6,7 +6,7 @@ import threading
 import time
 
 import torch
-from batches import DTYPES, Batch, C, H, K, one_layer, same_bits
+from comm_batches import DTYPES, Batch, C, H, K, one_layer, same_bits
 
 import janus
 from janus.comm import Exchange

@@ -43,7 +43,7 @@ class Nursery:
 
     def __init__(self):
         env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-        env["PYTHONPATH"] = os.pathsep.join([str(SRC), str(HERE)])
+        env["PYTHONPATH"] = os.pathsep.join(map(str, (SRC, HERE, HERE.parents[1] / "benchmarks")))
         for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "JANUS_RENDEZVOUS"):
             env.pop(name, None)
         self._process = subprocess.Popen(

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 from alltoall_ranks import alltoall_equal, alltoall_lost, alltoall_refused  # noqa: F401 - run by name
-from batches import DTYPES, Batch, C, H, K, one_layer
+from comm_batches import DTYPES, Batch, C, H, K, one_layer
 
 import janus
-from janus.comm import Exchange, Timeouts, rendezvous
+from janus.comm import Exchange, Timeouts, rendezvous, session
 from janus.comm.layout import REGIMES
 from janus.types import Topology
 
@@ -55,12 +55,17 @@ def failure(topology, victim, where, sig, regime, step_s=2.0, port=None):
 
     def here(point):
         if rank == victim and point == where:
+            if sig == "busy":  # its threads go on, its caller does not
+                time.sleep(step_s + 1.5)
+                return
             if sig == "SIGSTOP":
                 (Path(os.environ["SCENARIO_FOLDER"]) / f"stopped{rank}").touch()
             os.kill(os.getpid(), getattr(signal, sig))
             time.sleep(1000)
 
     timeouts = Timeouts(rendezvous_s=20, step_s=step_s, idle_s=600, close_s=2)
+    rendezvous(topology)
+    before = _sockets()
     ex = Exchange(topology, hidden_size=H, dtype="float32", max_tokens=4, regime=regime, timeouts=timeouts)
     ex.share("up", 1)
     started = time.monotonic()
@@ -85,14 +90,48 @@ def failure(topology, victim, where, sig, regime, step_s=2.0, port=None):
                     ex.reply(x, handle)
     except janus.PeerLost as error:
         seconds = time.monotonic() - started
-        again = _code(lambda: ex.begin(2 if ex.role == "attention" else None))
-        closing = time.monotonic()
-        ex.close()
-        return {
-            "peer": error.peer, "rank": error.rank, "phase": error.phase, "layer": error.layer, "seconds": seconds,
-            "again": again, "closing": time.monotonic() - closing, "threads": [t.name for t in threading.enumerate() if t is not threading.main_thread()],
-        }  # fmt: skip
-    raise AssertionError("nobody was lost")
+        said = {"peer": error.peer, "rank": error.rank, "phase": error.phase, "layer": error.layer, "seconds": seconds}
+    else:
+        raise AssertionError("nobody was lost")
+    said["again"] = _code(lambda: ex.begin(2 if ex.role == "attention" else None))
+    closing = time.monotonic()
+    ex.close()
+    said["closing"] = time.monotonic() - closing
+    said["threads"] = [t.name for t in threading.enumerate() if t is not threading.main_thread()]
+    return said | {"sockets": _left_open(before)}  # the exchange itself is still there
+
+
+def goodbye(topology, victim, sig):
+    """All close after one step; `victim`, an attention rank, says no good-bye, or (midway) not to the last rank."""
+    topology, rank = Topology(**topology), int(os.environ["RANK"])
+    timeouts = Timeouts(rendezvous_s=20, step_s=20, idle_s=600, close_s=1.5)
+    ex = Exchange(topology, hidden_size=H, dtype="float32", max_tokens=4, timeouts=timeouts)
+    ex.begin(0 if ex.role == "attention" else None)
+    ex.share("begun", 1)  # so that no message of the victim is under way
+
+    def die():
+        if sig != "SIGKILL":
+            (Path(os.environ["SCENARIO_FOLDER"]) / f"stopped{rank}").touch()
+        os.kill(os.getpid(), signal.SIGKILL if sig == "SIGKILL" else signal.SIGSTOP)
+
+    if rank == victim:
+        if sig == "midway":
+            wire = ex._session.wire
+            send, settle = wire.send, wire.settle
+
+            def send_or_die(peer, rows, tag, at):
+                if peer == max(topology.expert_ranks):
+                    settle(at)
+                    die()
+                send(peer, rows, tag, at)
+
+            wire.send = send_or_die
+            ex.close()
+        die()
+    started = time.monotonic()
+    said = "left" if ex.role == "attention" else _code(lambda: ex.begin().closed or 1 / 0)
+    ex.close()
+    return [said, time.monotonic() - started]
 
 
 def sharing(how):
@@ -133,6 +172,7 @@ def contract(per_rank):
         "timeouts": Timeouts(rendezvous_s=4),
     }  # fmt: skip
     args |= per_rank[rank]
+    session.__version__ = args.pop("version", session.__version__)
     topology = Topology(**args.pop("topology"))
     try:
         Exchange(topology, **args).close()
@@ -245,11 +285,16 @@ def small_services():
             assert ex.begin().closed
         ex.close()
         ex.close()
-        deadline = time.monotonic() + 5  # the sockets are closed by gloo's own loop, a moment later
-        while _sockets() > before and time.monotonic() < deadline:
-            time.sleep(0.01)
-        found[f"left {turn}"] = [max(_sockets() - before, 0), threading.active_count() - 1]
+        found[f"left {turn}"] = [_left_open(before), threading.active_count() - 1]
     return found
+
+
+def _left_open(before):
+    """Sockets beyond those of `before`; gloo's own loop closes them, a moment later."""
+    deadline = time.monotonic() + 5
+    while _sockets() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return max(_sockets() - before, 0)
 
 
 def _sockets():

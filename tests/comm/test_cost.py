@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from test_layout import loads
 
 from janus.comm.comparison import explain
 from janus.comm.cost import CostModel
-from janus.comm.layout import REGIMES, ROUTES, candidates, parts, phases, same_box
+from janus.comm.layout import REGIMES, ROUTES, Route, candidates, parts, phases, same_box
 from janus.errors import JanusError
 from janus.types import Topology
 
@@ -91,6 +92,18 @@ def test_with_the_attention_side_gate_the_expected_rows_count():
     assert model.predict("direct", top_k=1, **args) == pytest.approx(2080e-9, rel=1e-12)
     assert model.predict("direct", **args) == pytest.approx(4000e-9, rel=1e-12), "without K: all of them"
     assert model.predict("direct", top_k=30, **args) == pytest.approx(2 * 10 * (340 + 100) * 1e-9, rel=1e-3)
+
+
+def test_a_measured_factor_stretches_its_route_alone():
+    args = {"topology": Topology(((0, 1),), ((2, 3),)), "counts": (10, 10), "row_bytes": 100}
+    stretched = replace(SHARED, factors={"gather": 1.5, "spread x2": 2.0})
+    for route, factor in ((Route("direct"), 1), (Route("gather"), 1.5), (Route("spread", 2), 2), (Route("spread"), 1)):
+        each = (sum(m.phase_seconds(route, args["topology"], (10, 10), 100)) for m in (stretched, SHARED))
+        assert next(each) == pytest.approx(factor * next(each), rel=1e-9)
+    for bad in ({"ring": 1.0}, {"gather": -1}, [1]):
+        with pytest.raises(JanusError) as caught:
+            CostModel(factors=bad)
+        assert caught.value.code == "comm.cost"
 
 
 def test_a_model_is_saved_and_loaded(tmp_path):

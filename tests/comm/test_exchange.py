@@ -58,6 +58,7 @@ FIELDS = {
     "regime": [{"regime": "gather"}, {}, {}],
     "max_tokens": [{"max_tokens": 8}, {}, {}],
     "model": [{"contract": {"model": "a"}}, {"contract": {"model": "a"}}, {"contract": {"model": "b"}}],
+    "version": [{}, {}, {"version": "0.0.9"}],
     "topology": [{}, {"topology": {"attention": [[1]], "experts": [[0], [2]]}}, {}],
     # these two name different sets of ranks: rank 2 expects nobody but rank 1
     "topology of others": [{}, {}, {"topology": {"attention": [[1]], "experts": [[2]]}}],

@@ -31,6 +31,8 @@ AT = At("dispatch", 0, 0.0)
 class Queues:
     """The wire of one rank."""
 
+    batched = False
+
     def __init__(self, rank, between):
         self.rank, self.between = rank, between
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -53,12 +54,16 @@ class Agreement:
                 that goes on after another has closed.
             PeerLost: a rank did not speak.
         """
+        watch = self._session.watch
+        watch.listening = time.monotonic()
         try:
             heard = self._hear(mine, at)
         except PeerLost as error:
-            if self._session.role == "expert" and self._session.watch.left(error.peer):
+            if self._session.role == "expert" and watch.left(error.peer):
                 return Notice("close", 0, -1, (0,) * self._session.topology.n_attention)
             raise
+        finally:
+            watch.listening = None
         counts = tuple(notice.b for notice in heard.values())
         if mine.kind != "close":
             try:

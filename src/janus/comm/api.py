@@ -101,7 +101,7 @@ class Exchange(Services):
         terms = {
             "hidden_size": hidden_size, "dtype": str(self.dtype), "max_tokens": max_tokens, "gate": gate,
             "top_k": top_k, "slots_per_instance": slots_per_instance, "regime": regime, "capacity": capacity,
-            "topology": topology.to_dict(), "cost": cost.to_dict(),
+            "topology": topology.to_dict(), "device": self.device.type, "cost": cost.to_dict(),
         }  # fmt: skip
         carrier = Carrier(self.device, gate == "attention", max_ctas)
         self._session = Session(topology, self.timeouts, terms, contract or {}, carrier)

@@ -10,46 +10,44 @@ import torch
 
 from janus.comm.cost import CostModel
 from janus.comm.fitting import Observation, fit
-from janus.comm.layout import Route, candidates
+from janus.comm.layout import REGIMES, ROUTES, Route, candidates
 
 if TYPE_CHECKING:
     from janus.comm.api import Exchange
 
-LAYERS = 2  # of a step: what one rank starts early in the first, it waits for in the second
-PROBE_S = 0.03  # a step of this length tells bytes from latency
+LAYERS = 2  # of a step: some ranks end a layer before others, and are waited for in the next
 MOST_RUNS = 7
+LARGEST = 1 / 24  # of the time given: how long one layer of the largest size may take
+KEEP = 3  # sizes up to the largest, besides the smallest
 
 
 def calibrate(ex: Exchange, seconds: float) -> CostModel:
     """See `Exchange.calibrate`."""
     deadline = time.monotonic() + seconds
     rows = torch.zeros(ex.max_tokens * ex.topology.n_attention, ex.hidden_size, dtype=ex.dtype, device=ex.device)
-    routes = candidates("auto", ex.topology)
-    sizes, spent = _sizes(ex, rows, deadline)
+    routes = sorted({*candidates("auto", ex.topology), *map(Route, REGIMES)}, key=ROUTES.index)
+    spent = _probe(ex, rows, seconds * LARGEST, deadline)
+    sizes = sorted(spent)
+    sizes = sorted({sizes[0], *sizes[-KEEP:]})
     times: dict[tuple[Route, int], list[float]] = {}
-    left = _agreed(ex, "left", deadline - time.monotonic())
-    turns = max(1, min(MOST_RUNS, int(0.7 * left / max(len(routes) * sum(spent), 1e-9))))
-    for _ in range(turns):
-        for b in sizes:
+    for i, b in enumerate(sizes):
+        share = _agreed(ex, "left", deadline - time.monotonic()) / (len(sizes) - i)
+        for _ in range(max(1, min(MOST_RUNS, int(share / (len(routes) * LAYERS * spent[b]))))):
             for route in routes:
                 times.setdefault((route, b), []).append(_time(ex, rows, route, b))
     seen = [[*route, b, statistics.median(found)] for (route, b), found in times.items()]
     return _fitted(ex, seen)
 
 
-def _sizes(ex: Exchange, rows: torch.Tensor, deadline: float) -> tuple[list[int], list[float]]:
-    """Token counts from 1 to one that takes long enough, and how long a step of each takes, alike on all ranks."""
-    direct = candidates("direct", ex.topology)[0]
-    _time(ex, rows, direct, 1)  # the first message over a connection pays for it
-    sizes, spent = [1], [_agreed(ex, "probe", _time(ex, rows, direct, 1))]
-    while sizes[-1] < ex.max_tokens and spent[-1] < PROBE_S:
-        if _agreed(ex, "left", deadline - time.monotonic()) < 0:
-            break
-        b = min(sizes[-1] * 4, ex.max_tokens)
-        sizes.append(b)
-        spent.append(_agreed(ex, "probe", _time(ex, rows, direct, b)))
-    keep = sorted({0, len(sizes) // 2, len(sizes) - 1})
-    return [sizes[i] for i in keep], [LAYERS * spent[i] for i in keep]
+def _probe(ex: Exchange, rows: torch.Tensor, longest_s: float, deadline: float) -> dict[int, float]:
+    """Token counts from 1 to one that takes long enough, with the seconds of a layer, alike on all ranks."""
+    direct, b = Route("direct"), 1
+    _time(ex, rows, direct, b)  # the first message over a connection pays for it
+    spent = {b: _agreed(ex, "probe", _time(ex, rows, direct, b))}
+    while b < ex.max_tokens and spent[b] * 4 < longest_s and _agreed(ex, "left", deadline - time.monotonic()) > 0:
+        b = min(b * 4, ex.max_tokens)
+        spent[b] = _agreed(ex, "probe", _time(ex, rows, direct, b))
+    return spent
 
 
 def _time(ex: Exchange, rows: torch.Tensor, route: Route, b: int) -> float:

@@ -46,8 +46,9 @@ class Explanation:
         for line in self.lines:
             near, far = (f"{line.traffic[link].messages} msg {line.traffic[link].bytes} B" for link in LINKS)
             mark = "  <- auto" if line.regime == self.choice else ""
-            name = f"{line.regime} x{line.depth}" if line.depth > 1 else line.regime
-            rows.append(f"{name:9} {near:>24} {far:>24} {line.seconds * 1e6:>9.1f} us{mark}")
+            rows.append(
+                f"{Route(line.regime, line.depth)!s:9} {near:>24} {far:>24} {line.seconds * 1e6:>9.1f} us{mark}"
+            )
         return "\n".join(rows)
 
 

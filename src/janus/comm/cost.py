@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from janus.comm.layout import REGIMES, Route, candidates
+from janus.comm.layout import REGIMES, ROUTES, Route, candidates
 from janus.comm.ports import LINKS, IntArray, ports_of
 from janus.errors import JanusError, known
 from janus.types import Topology
@@ -30,6 +30,7 @@ FORMAT = "janus.comm.cost/1"
 _FS = 1e15  # femtoseconds per second
 _ALPHA_S = {"in_node": 5e-6, "between_nodes": 12e-6}
 _BETA_S = {"in_node": 1 / 450e9, "between_nodes": 1 / 50e9}
+_ONE = 1 << 10  # a factor of 1, in fixed point
 _KEEP_BITS = 3  # of a count, for the choice: steps of nearly equal counts choose alike, and find the choice made
 _MEMO = 4096
 
@@ -54,6 +55,8 @@ class CostModel:
         world_alpha_s: seconds per message of what all ranks share: one switch, or the processors of one machine.
         world_beta_s_per_byte: seconds per byte of what all ranks share.
         round_s: seconds per phase, whatever travels in it.
+        factors: by how much a route takes longer than its ports say, measured; 1 for those not named. Keys such as
+            ``"gather"`` and ``"relay x4"`` (`janus.comm.layout.Route` as text).
 
     Raises:
         JanusError: ``comm.cost`` for missing or unknown links and for numbers that are not finite and >= 0.
@@ -73,12 +76,14 @@ class CostModel:
     world_alpha_s: dict[str, float] = field(default_factory=_nothing)
     world_beta_s_per_byte: dict[str, float] = field(default_factory=_nothing)
     round_s: float = 0.0
+    factors: dict[str, float] = field(default_factory=dict)
     _memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in _PER_LINK:
             object.__setattr__(self, name, _per_link(name, getattr(self, name)))
         object.__setattr__(self, "round_s", _seconds("round_s", self.round_s))
+        object.__setattr__(self, "factors", _factors(self.factors))
 
     def predict(
         self,
@@ -147,7 +152,10 @@ class CostModel:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON; `CostModel(**d)` reads them back."""
-        return {name: dict(getattr(self, name)) for name in _PER_LINK} | {"round_s": self.round_s}
+        return {name: dict(getattr(self, name)) for name in _PER_LINK} | {
+            "round_s": self.round_s,
+            "factors": dict(self.factors),
+        }
 
     def save(self, path: str | Path) -> None:
         """Write JSON."""
@@ -220,7 +228,9 @@ class CostModel:
         times = alpha[ports.kind] * (ports.messages * (rows > 0)) + beta[ports.kind] * (ports.loads * size)
         busy = np.add.reduceat(times, ports.starts)
         happens = np.maximum.reduceat(rows > 0, ports.starts[ports.phase_starts])
-        return np.maximum.reduceat(busy, ports.phase_starts) + round(self.round_s * _FS) * happens
+        times = np.maximum.reduceat(busy, ports.phase_starts) + round(self.round_s * _FS) * happens
+        factor = self.factors.get(str(route), 1.0)
+        return times if factor == 1.0 else times * round(factor * _ONE) // _ONE
 
     def _tables(self) -> tuple[IntArray, IntArray]:
         """Femtoseconds per message and per byte, by level * 2 + link."""
@@ -247,7 +257,14 @@ class CostModel:
         return rows
 
 
-_PER_LINK = tuple(f.name for f in fields(CostModel) if f.name not in ("round_s", "_memo"))
+_PER_LINK = tuple(f.name for f in fields(CostModel) if f.name not in ("round_s", "factors", "_memo"))
+
+
+def _factors(given: Any) -> dict[str, float]:
+    names = tuple(map(str, ROUTES))
+    if not isinstance(given, dict):
+        raise JanusError("comm.cost", f"factors must be a dict from routes to numbers, got {given!r}")
+    return {known(k, names, "a key of factors", "comm.cost"): _seconds(f"factors[{k!r}]", given[k]) for k in given}
 
 
 def _femto(levels: Sequence[dict[str, float]]) -> IntArray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from janus.types import Topology
 FloatArray = npt.NDArray[np.float64]
 TURNS = 25
 SWEEPS = 80
+LIMITS = (0.5, 2.0)  # of a factor: what is further off is noise
 KINDS = len(LEVELS) * len(LINKS)
 
 
@@ -63,7 +64,20 @@ def fit(observations: Sequence[Observation], topology: Topology, row_bytes: int)
             error = float(np.mean([abs(cell.predict(theta) / cell.seconds - 1) for cell in cells]))
             if error < least:
                 best, least = theta, error
-    return _model(best)
+    model = _model(best)
+    return replace(model, factors=_factors(model, observations, topology, row_bytes))
+
+
+def _factors(
+    model: CostModel, observations: Sequence[Observation], topology: Topology, row_bytes: int
+) -> dict[str, float]:
+    """What the ports leave unsaid about each route: its phases overlap, or get in each other's way."""
+    ratios: dict[Route, list[float]] = {}
+    for o in observations:
+        predicted = sum(model.phase_seconds(o.route, topology, o.counts, row_bytes))
+        if predicted:
+            ratios.setdefault(o.route, []).append(o.seconds / predicted)
+    return {str(route): float(np.clip(np.median(found), *LIMITS)) for route, found in ratios.items()}
 
 
 class _Cell:

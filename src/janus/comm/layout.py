@@ -30,6 +30,9 @@ class Route(NamedTuple):
     regime: str
     depth: int = 1
 
+    def __str__(self) -> str:
+        return f"{self.regime} x{self.depth}" if self.depth > 1 else self.regime
+
 
 ROUTES = (
     Route("direct"),
@@ -119,6 +122,17 @@ def candidates(regime: str, topology: Topology) -> tuple[Route, ...]:
     wide = nodes > len(topology.attention)
     keep = {"direct"} | (set() if flat else {"gather", "spread"}) | ({"relay"} if wide else set())
     return tuple(route for route in found if route.regime in keep)
+
+
+@lru_cache(maxsize=64)
+def possible(topology: Topology) -> tuple[Route, ...]:
+    """The routes of all regimes, those included that ``"auto"`` leaves out.
+
+    Example:
+        >>> len(possible(Topology.parse("1A1E")))
+        9
+    """
+    return tuple(route for regime in REGIMES for route in candidates(regime, topology))
 
 
 def offsets(counts: Iterable[int]) -> list[int]:

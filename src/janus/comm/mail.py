@@ -23,7 +23,8 @@ _BLAME_CALL_S = 0.7  # a survivor must not wait long for a store that died with 
 _LATE_S = 0.2  # in which all who wait in vain say so; less than others follow a note
 _TAG = 0x6A610000  # far from the tags of a user's own messages in the group
 _PROBE_TAG = 0x6A61FFFF
-_LOST: weakref.WeakKeyDictionary[Any, PeerLost] = weakref.WeakKeyDictionary()  # of a group: no later call goes well
+# Of a group, whom it lost and what was seen: no later call goes well. Not the error: its traceback holds the group.
+_LOST: weakref.WeakKeyDictionary[Any, tuple[int, str]] = weakref.WeakKeyDictionary()
 
 Letter = tuple[int, torch.Tensor]  # the other member, contiguous bytes
 
@@ -50,7 +51,8 @@ class Mail:
     def check_usable(self) -> None:
         """Raise a loss again: the connections of the group are closed."""
         if (lost := _LOST.get(self._roster.group)) is not None:
-            raise PeerLost(lost.phase, lost.layer, lost.rank, lost.peer, f"{lost.detail}; make a new group")
+            peer, why = lost
+            raise self._error(peer, f"{why}; make a new group")
 
     def expect(self, tag: int, coming: Sequence[Letter]) -> Expected:
         """Say where messages go before their phase begins: then nobody who sends them has to ask."""
@@ -116,9 +118,9 @@ class Mail:
             for work in dist.batch_isend_irecv(ops):
                 work.wait(self._left())
         except RuntimeError as error:
-            me, other = roster.rank(roster.me), roster.rank((expected.letters + sent)[0][0])
-            lost = PeerLost(self._at.phase, -1, me, other, f"one of {len(ops)} messages failed: {error}")
-            raise _LOST.setdefault(roster.group, lost) from None
+            other = roster.rank((expected.letters + sent)[0][0])
+            _LOST[roster.group] = other, f"one of {len(ops)} messages failed: {error}"
+            raise self._error(*_LOST[roster.group]) from None
 
     def _left(self) -> timedelta:
         return timedelta(seconds=max(self._at.deadline - time.monotonic(), _LEAST_S))
@@ -155,8 +157,12 @@ class Mail:
         roster = self._roster
         watch: Any = Watch(self._board(), roster.group, roster.globals, roster.rank(roster.me))
         why = "no answer before the deadline" if silent else f"connection failed: {error}"
-        _LOST[roster.group] = watch.lost(roster.rank(member), self._at.phase, self._at.layer, why, silent=silent)
-        return _LOST[roster.group]
+        lost = watch.lost(roster.rank(member), self._at.phase, self._at.layer, why, silent=silent)
+        _LOST[roster.group] = lost.peer, lost.detail
+        return lost
+
+    def _error(self, peer: int, why: str) -> PeerLost:
+        return PeerLost(self._at.phase, self._at.layer, self._roster.rank(self._roster.me), peer, why)
 
 
 def _silent(error: RuntimeError) -> bool:

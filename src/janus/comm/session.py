@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from janus import __version__
 from janus.comm import group
 from janus.comm.carrier import Carrier, Opening
 from janus.comm.contract import agree, collect
@@ -26,7 +27,7 @@ from janus.types import Topology
 from janus.types.topology import Role
 
 _IDS_TAG = 20
-_BLAME_CALL_S = 0.7  # a survivor must not wait long for a store that died with the rank it asks about
+_BLAME_CALL_S = 0.3  # a survivor must not wait long for a store that died with the rank it asks about
 
 
 class Session:
@@ -184,13 +185,14 @@ class Session:
 
 
 def _fields(terms: dict[str, Any], contract: dict[str, Any]) -> dict[str, Any]:
-    clash = sorted(set(terms) & set(contract))
+    own = {**terms, "version": __version__}  # ranks of two versions may differ in what they send
+    clash = sorted(set(own) & set(contract))
     if clash:
         raise JanusError(
             "comm.contract", f"contract must not repeat the exchange's own fields, got {clash}; rename them"
         )
     _json(contract, "contract", "comm.contract")
-    return {**terms, **contract}
+    return {**own, **contract}
 
 
 def _json(value: Any, what: str, code: str) -> None:

@@ -45,6 +45,8 @@ class StreamWire:
             their own, and the host waits for them.
     """
 
+    batched = True  # one batch per round, so that the batches of all ranks match
+
     def __init__(self, group: Any, links: Links, watchdog: Watchdog, *, told_lengths: bool) -> None:
         self._group, self._links, self.watchdog, self._told = group, links, watchdog, told_lengths
         self._waiting: list[Slot] = []

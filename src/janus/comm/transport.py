@@ -8,7 +8,7 @@ import torch
 
 from janus.comm.arena import Arena
 from janus.comm.buffers import Size, homeward_bytes, outward_bytes
-from janus.comm.layout import Itinerary, Route, candidates, itinerary
+from janus.comm.layout import Itinerary, Route, candidates, itinerary, possible
 from janus.comm.rows import Cargo, Sliced, Whole
 from janus.comm.session import Session
 from janus.comm.travel import COMBINE_TAG, DISPATCH_TAG, Trail, homeward, outward
@@ -96,7 +96,9 @@ class Transport:
         return itinerary(route, self._session.topology, self._session.rank)
 
     def _sizes(self) -> tuple[int, int]:
-        trips = [self._trip(route) for route in candidates(self._regime, self._session.topology)]
+        topology = self._session.topology  # a calibration runs every regime
+        routes = possible(topology) if self._regime == "auto" else candidates(self._regime, topology)
+        trips = [self._trip(route) for route in routes]
         counts, size = self._most, self._size
         return max(outward_bytes(t, counts, size) for t in trips), max(homeward_bytes(t, counts, size) for t in trips)
 

@@ -7,8 +7,9 @@ alone, so neither timing nor the regime changes a bit of the result.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -39,23 +40,36 @@ class Trail:
 
 
 def outward(wire: Wire | StreamWire, trip: Itinerary, codec: Whole | Sliced, at: At) -> tuple[Cargo | None, Trail]:
-    """Carry rows over all rounds; returns the rows of an expert rank (None on an attention rank) and the trail."""
-    posts = []
-    for turn in trip.rounds:  # all room is offered at once: what comes early needs no waiting
-        rooms = [(trip.arrivals[i].src, codec.room(i)) for i in turn.arriving]
-        posts.append([wire.recv(src, room, DISPATCH_TAG, at) for src, room in rooms if room.numel()])
+    """Carry rows over all rounds; returns the rows of an expert rank (None on an attention rank) and the trail.
+
+    All room is offered at once. A hop leaves as soon as the rows it carries are here; where messages go in batches, every
+    round ends with its own.
+    """
+    rooms = {i: codec.room(i) for turn in trip.rounds for i in turn.arriving}
+    coming: dict[int, Any] = {
+        i: wire.recv(trip.arrivals[i].src, room, DISPATCH_TAG, at) for i, room in rooms.items() if room.numel()
+    }
+
+    def here(indices: Iterable[int], *, batch: bool = False) -> None:
+        late = [i for i in indices if i in coming]
+        if late or batch:
+            wire.wait([coming.pop(i) for i in late], at)
+        for i in late:
+            codec.arrived(i)
+
     sent = []
-    for turn, coming in zip(trip.rounds, posts, strict=True):
+    for turn in trip.rounds:
         legs = []
         for leg in turn.sent:
+            here(leg.feeds)
             message, segments = codec.message(leg)
             if message.numel():
                 wire.send(leg.hop.dst, message, DISPATCH_TAG, at)
             legs.append((leg.hop, segments))
         sent.append(tuple(legs))
-        wire.wait(coming, at)
-        for i in turn.arriving:
-            codec.arrived(i)
+        if wire.batched:
+            here(turn.arriving, batch=True)
+    here(tuple(coming))
     cargo, landed = codec.landing() if trip.landed else (None, ())
     return cargo, Trail(trip, tuple(codec.lengths), tuple(sent), landed)
 
@@ -74,17 +88,27 @@ def homeward(
         out: [b, H] for the sums of an attention rank's rows; None on an expert rank.
     """
     trip, answers = trail.trip, Answers(trail, y, arena)
-    posts = []
+    coming: dict[Hop, Any] = {}
     for legs in reversed(trail.sent):
-        blocks = [(hop, answers.room(hop, segments)) for hop, segments in legs]
-        posts.append([wire.recv(hop.dst, block, COMBINE_TAG, at) for hop, block in blocks if block.numel()])
-    backwards = [*reversed(trip.rounds)]
-    for i, turn in enumerate(backwards):
+        for hop, segments in legs:
+            block = answers.room(hop, segments)
+            if block.numel():
+                coming[hop] = wire.recv(hop.dst, block, COMBINE_TAG, at)
+
+    def here(hops: Iterable[Hop], *, batch: bool = False) -> None:
+        late = [coming.pop(hop) for hop in hops if hop in coming]
+        if late or batch:
+            wire.wait(late, at)
+
+    for turn, legs in zip(reversed(trip.rounds), reversed(trail.sent), strict=True):
         for index in turn.arriving:
+            here(answers.asked(index))
             block = answers.block(index)
             if block.numel():
                 wire.send(trip.arrivals[index].src, block, COMBINE_TAG, at)
-        wire.wait(posts[i], at)
+        if wire.batched:
+            here((hop for hop, _ in legs), batch=True)
+    here(tuple(coming))
     if out is not None:
         answers.total(0, out)
 
@@ -110,6 +134,7 @@ class Answers:
     def __init__(self, trail: Trail, y: torch.Tensor, arena: Arena) -> None:
         self._trail, self._topology, self._arena, self._y = trail, trail.trip.topology, arena, y
         self._for: list[list[Answer]] = [[] for _ in trail.trip.arrivals]
+        self._asked: list[list[Hop]] = [[] for _ in trail.trip.arrivals]
         most = max(trail.lengths, default=0)
         self._scratch = [arena.take((most, y.shape[1]), torch.float32) for _ in range(2)]
         self._rounded = arena.take((most, y.shape[1]), y.dtype)
@@ -122,10 +147,16 @@ class Answers:
         """[parts, n, H]: where the answers to a sent hop are to be received."""
         pieces = parts(hop.targets, self._topology)
         block = self._arena.take((len(pieces), sum(s.rows for s in segments), self._y.shape[1]), self._y.dtype)
+        for s in segments:
+            self._asked[s.index].append(hop)
         for piece, rows in zip(pieces, block, strict=True):
             for s in segments:
                 self._for[s.index].append(Answer(piece, s, rows[s.at : s.at + s.rows]))
         return block
+
+    def asked(self, index: int) -> list[Hop]:
+        """The hops whose answers `block` and `total` of arrival `index` need."""
+        return self._asked[index]
 
     def block(self, index: int) -> torch.Tensor:
         """[parts, n, H]: what goes home over arrival `index`."""

@@ -69,6 +69,8 @@ class Wire:
         watch: told of every failure; names the rank really lost.
     """
 
+    batched = False  # messages go one by one, each as soon as it is posted
+
     def __init__(self, group: Any, links: Links, watch: Watch) -> None:
         self._group: Any = group
         self._watch, self._links, self._number = watch, links, links.number

@@ -7,16 +7,18 @@ tests hold the two equal.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from janus.scale.hardware import Cluster
+from janus.scale.pieces import Array, relay_s, spread_s
 from janus.types import Topology
 
 if TYPE_CHECKING:
     from janus.comm.cost import CostModel
 
-REGIMES = ("direct", "gather")
 _FS = 1e15  # the cost model adds up whole femtoseconds
 
 
@@ -31,12 +33,17 @@ class Link:
         """Seconds of one port."""
         return self.alpha * messages + self.beta * rows
 
+    def times(self, rows: Array) -> Array:
+        """Seconds of one message with so many rows each; none is sent without rows."""
+        return self.alpha * (rows > 0) + self.beta * rows
+
 
 class ExchangeCost:
-    """The cheaper regime's time for n_a attention and n_e expert instances, each pool on nodes of its own.
+    """The cheapest route's time for n_a attention and n_e expert instances, each pool on nodes of its own.
 
     Args:
-        model: latency and inverse bandwidth per class of links.
+        model: latency and inverse bandwidth per class of links; one with shared ports or with a time per phase has no
+            closed form, and every answer lists the hops.
         gpus_per_node: instances per node; the last node of a pool may be partly filled.
     """
 
@@ -59,15 +66,43 @@ class ExchangeCost:
 
     def layer_s(self, n_a: int, n_e: int, B: int, row_bytes: int) -> float:
         """Seconds of one dispatch and combine of `B` rows of `row_bytes` bytes, spread evenly over `n_a`."""
+        if not self._ranks_only:
+            return self.listed_s(n_a, n_e, B, row_bytes)
+        return min(self.regimes_s(n_a, n_e, B, row_bytes).values())
+
+    def regimes_s(self, n_a: int, n_e: int, B: int, row_bytes: int) -> dict[str, float]:
+        """Of `layer_s`: seconds of each regime that may pay for these pools, at its best depth, in closed form."""
         near, far = self.link("in_node", row_bytes), self.link("between_nodes", row_bytes)
         pools = Pools(n_a, n_e, B, self.gpus_per_node)
-        return min(direct_s(pools, far), gather_s(pools, near, far))
+        found = routes(n_a, n_e, self.gpus_per_node)
+        return {regime: FORMS[regime](pools, depths, near, far) for regime, depths in found}
 
     def listed_s(self, n_a: int, n_e: int, B: int, row_bytes: int) -> float:
         """As `layer_s`, from the cost model's list of hops: slow, the reference."""
         topology = Topology.parse(f"{n_a}A{n_e}E", gpus_per_node=self.gpus_per_node)
-        counts = split(B, n_a)
-        return min(self.model.predict(r, topology=topology, counts=counts, row_bytes=row_bytes) for r in REGIMES)
+        return self.model.predict("auto", topology=topology, counts=split(B, n_a), row_bytes=row_bytes)
+
+    @cached_property
+    def _ranks_only(self) -> bool:
+        m = self.model
+        shared = (m.node_alpha_s, m.node_beta_s_per_byte, m.world_alpha_s, m.world_beta_s_per_byte)
+        return not m.round_s and not any(value for level in shared for value in level.values())
+
+
+@lru_cache(maxsize=1 << 16)
+def routes(n_a: int, n_e: int, gpus_per_node: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """The regimes that ``"auto"`` tries for these pools, each with its depths.
+
+    Example:
+        >>> routes(1, 2, 8)
+        (('direct', (1,)), ('gather', (1,)), ('spread', (1, 2, 4)))
+    """
+    from janus.comm.cost import candidates
+
+    found: dict[str, tuple[int, ...]] = {}
+    for route in candidates("auto", Topology.parse(f"{n_a}A{n_e}E", gpus_per_node=gpus_per_node)):
+        found[route.regime] = (*found.get(route.regime, ()), route.depth)
+    return tuple(found.items())
 
 
 @dataclass(frozen=True)
@@ -94,6 +129,11 @@ class Pools:
         """Nodes of the expert pool."""
         return -(-self.n_e // self.size)
 
+    @property
+    def last_size(self) -> int:
+        """Instances of the last expert node; the others are full."""
+        return self.n_e - (self.expert_nodes - 1) * self.size
+
     def attention_nodes(self) -> list[tuple[int, int, int]]:
         """(first instance, instances, rows) of every attention node."""
         firsts = range(0, self.n_a, self.size)
@@ -117,7 +157,7 @@ def gather_s(p: Pools, near: Link, far: Link) -> float:
     ends = {nodes[0], nodes[-1]}
     inside = [_inner(p, node, near) for node in ends]
     crossing = [far.time(served := -(-p.expert_nodes // n), served * rows) for _, n, rows in ends if rows]
-    sizes = {min(p.size, p.n_e), p.n_e - (p.expert_nodes - 1) * p.size}
+    sizes = {min(p.size, p.n_e), p.last_size}
     crossing += [far.time(*_from(nodes, 0, n)) for n in sizes]
     spread = max(_spread(p, nodes, n, near) for n in sizes)
     return max(there for there, _ in inside) + max(home for _, home in inside) + 2 * (max(crossing) + spread)
@@ -160,6 +200,14 @@ def _spread(p: Pools, nodes: list[tuple[int, int, int]], n: int, near: Link) -> 
     few, least = _from(nodes, n - 1, n)
     arrived = sum(rows > 0 for _, _, rows in nodes)
     return max(near.time(messages * (n - 1), rows * (n - 1)), near.time(arrived - few, p.B - least))
+
+
+FORMS: dict[str, Callable[[Pools, tuple[int, ...], Link, Link], float]] = {
+    "direct": lambda pools, _, near, far: direct_s(pools, far),
+    "gather": lambda pools, _, near, far: gather_s(pools, near, far),
+    "spread": spread_s,
+    "relay": relay_s,
+}
 
 
 def split(B: int, parts: int) -> list[int]:

@@ -1,6 +1,6 @@
 """The planner once more in plain loops: no caches, no binary search, no shared helpers; for tests, and to read.
 
-The exchange's time comes from the cost model's own list of hops, not from the closed form the planner uses.
+The exchange's time comes from the cost model's own list of hops, not from the closed forms the planner uses.
 """
 
 from __future__ import annotations

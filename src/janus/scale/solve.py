@@ -93,7 +93,7 @@ def fixed_point(tpot_ms: Callable[[int], float], demand: float, b_max: int) -> i
     and a binary search ends with f(B - 1) < 0 <= f(B). None when f(b_max) < 0 and no doubling point crossed.
 
     Args:
-        tpot_ms: step time of a batch, ms, never falling in B.
+        tpot_ms: step time of a batch, ms.
         demand: tokens/s.
         b_max: largest batch to try, >= 1.
 

@@ -1,4 +1,4 @@
-"""Rows, choices and expectations of a layer that every rank of a layer-2 test computes for itself."""
+"""Rows, choices and expectations of a layer: every rank of a test or proof computes them for itself, bit for bit."""
 
 from __future__ import annotations
 
