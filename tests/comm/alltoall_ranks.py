@@ -100,6 +100,7 @@ def alltoall_equal(nodes=None, topology=None, members=None, torch_too=True):
         order = [*where.attention_ranks, *where.expert_ranks]
     ways, found = spied(), {}
     if rank not in order:
+        dist.barrier()
         return {}
     me, n = order.index(rank), len(order)
     for turn, (dtype, shape) in enumerate(
@@ -127,7 +128,7 @@ def alltoall_equal(nodes=None, topology=None, members=None, torch_too=True):
     out = torch.empty_like(even)
     all_to_all(out, even, topology_or_group=where)
     assert out.flatten().tolist() == [100 * s + 3 * me + i for s in range(n) for i in range(3)]
-    dist.barrier(group)
+    dist.barrier()
     return found
 
 
