@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 
@@ -9,7 +11,7 @@ import torch
 from comm_batches import DTYPES, Batch, C, H, K, one_layer, same_bits
 
 import janus
-from janus.comm import Exchange
+from janus.comm import Exchange, Timeouts
 from janus.comm import carrier as carriers
 from janus.comm.layout import REGIMES
 from janus.types import Topology
@@ -189,6 +191,30 @@ def calibrated(topology, most):
     return {"model": model.to_dict(), "seconds": seconds, "table": table, "refused": refused, "early": ""}
 
 
+def lost_meanwhile():
+    """The expert dies while the attention rank has two calls under way: both are told, and closing is bounded."""
+    topology = Topology.parse("1A1E")
+    ex = _exchange(topology, timeouts=Timeouts(rendezvous_s=20, step_s=3, close_s=1), timeout_s=None)
+    _begin(ex, (3,))
+    if ex.role == "expert":
+        x, handle = ex.receive()
+        ex.reply(x, handle)
+        os.kill(os.getpid(), signal.SIGKILL)
+    ex.combine(ex.dispatch_async(torch.ones(3, H), layer=0).wait())
+    started, told = time.monotonic(), []
+    try:
+        summed = ex.combine_async(ex.dispatch_async(torch.ones(3, H), layer=1).wait())
+        summed.wait()
+    except janus.PeerLost as error:
+        told = [error.peer, error.phase]
+    seconds, closing = time.monotonic() - started, time.monotonic()
+    ex.close()
+    return {
+        "told": told, "seconds": seconds, "closing": time.monotonic() - closing,
+        "threads": [t.name for t in threading.enumerate() if t is not threading.main_thread()],
+    }  # fmt: skip
+
+
 def _code(call):
     try:
         call()
@@ -198,5 +224,5 @@ def _code(call):
 
 
 __all__ = [
-    "asynchronous", "batches_in_stream_order", "calibrated", "fixed", "own_buffers", "refused_buffers",
+    "asynchronous", "batches_in_stream_order", "calibrated", "fixed", "lost_meanwhile", "own_buffers", "refused_buffers",
 ]  # fmt: skip

@@ -63,3 +63,14 @@ def test_calibration_gives_every_rank_the_same_model(nursery):
     assert all(value["refused"] == "comm.calibrate" for value in values)
     assert "<- auto" in values[0]["table"]
     assert max(value["seconds"] for value in values) < 10  # of 1 s asked for, on a busy machine
+
+
+def test_a_peer_lost_while_calls_are_under_way(nursery):
+    outcome = nursery.run("lost_meanwhile", 2, deadline_s=25)[0]
+    assert outcome.exit_code == 0, outcome.error
+    found = outcome.value
+    assert found["told"][0] == 1
+    assert found["told"][1] in ("dispatch", "combine")
+    assert found["seconds"] < 3 + 1  # at once in fact; the deadline is 3 s
+    assert found["closing"] < 3
+    assert found["threads"] == []

@@ -114,7 +114,14 @@ def test_what_is_submitted_runs_in_order_beside_the_caller():
     failing = lane.submit(lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         failing.wait()
+    gate.clear()
+    lane.submit(lambda: gate.wait(5))
+    never = lane.submit(lambda: seen.append(4))
+    threading.Timer(0.05, gate.set).start()
     lane.close()
+    with pytest.raises(JanusError, match="closed before this call began"):
+        never.wait()
+    assert seen == [1, 2, 3]
     assert not [t for t in threading.enumerate() if t.name.startswith("janus-test")]
 
 

@@ -318,7 +318,7 @@ class Exchange(Services):
         self._course.say_close()
         self._session.close()
         if self.role != "idle":
-            self._transport.close()
+            self._transport.close(self.timeouts.close_s)
         self._course.open = None
 
     def __enter__(self) -> Exchange:

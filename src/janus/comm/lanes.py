@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from concurrent.futures import Future
+from typing import Any, Generic, TypeVar
+
+from janus.errors import JanusError
 
 T = TypeVar("T")
 
@@ -36,13 +40,16 @@ class Pending(Generic[T]):
 class Lane:
     """Runs calls one after another: in the caller's thread when nothing is under way, else in a thread of its own.
 
+    The thread is a daemon: a program that ends does not wait for a call that waits for a peer.
+
     Args:
         name: of the thread.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._thread: ThreadPoolExecutor | None = None
+        self._thread: threading.Thread | None = None
+        self._calls: queue.SimpleQueue[tuple[Future, Callable[[], Any]] | None] = queue.SimpleQueue()
         self._last: Future | None = None
 
     def run(self, call: Callable[[], T]) -> T:
@@ -54,12 +61,28 @@ class Lane:
     def submit(self, call: Callable[[], T]) -> Pending[T]:
         """Start `call` after everything submitted before."""
         if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"janus-{self._name}")
-        future = self._thread.submit(call)
+            self._thread = threading.Thread(target=self._work, daemon=True, name=f"janus-{self._name}")
+            self._thread.start()
+        future: Future[T] = Future()
         self._last = future
+        self._calls.put((future, call))
         return Pending(future)
 
-    def close(self) -> None:
-        """End the thread; what waits on a connection ends when the connections are broken."""
-        if self._thread is not None:
-            self._thread.shutdown(wait=True, cancel_futures=True)
+    def close(self, seconds: float = 1.0) -> None:
+        """End the thread within `seconds`, and refuse what has not begun; what waits on a broken connection ends by itself."""
+        if self._thread is None:
+            return
+        while not self._calls.empty():
+            entry = self._calls.get()
+            if entry is not None:
+                entry[0].set_exception(JanusError("comm.closed", "the exchange was closed before this call began"))
+        self._calls.put(None)
+        self._thread.join(seconds)
+
+    def _work(self) -> None:
+        while (entry := self._calls.get()) is not None:
+            future, call = entry
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)

@@ -204,5 +204,5 @@ class StreamLane:
             event.record(self._stream)
         return StreamPending(value, event, self._streams)
 
-    def close(self) -> None:
+    def close(self, seconds: float = 1.0) -> None:
         """Nothing to end."""

@@ -86,10 +86,10 @@ class Transport:
         wire.settle(at, DISPATCH_TAG)
         return out
 
-    def close(self) -> None:
-        """End the threads, let go of the memory."""
+    def close(self, seconds: float) -> None:
+        """End the threads, each within `seconds`, let go of the memory."""
         for lane in (self.out, self.home):
-            lane.close()
+            lane.close(seconds)
         self._arenas = None
 
     def _trip(self, route: Route) -> Itinerary:
