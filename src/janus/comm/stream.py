@@ -94,7 +94,8 @@ class StreamWire:
         if not well:
             group.abort()
             return
-        with contextlib.suppress(TimeoutError, RuntimeError):  # a peer that does not close as well; left behind
+        # NCCL ends neither before its peers do nor before the graphs that hold batches are gone: then it is left behind
+        with contextlib.suppress(TimeoutError, RuntimeError):
             bounded(group.shutdown, _DRAIN_S)
 
     def _lengths(self, sends: list[Slot], receives: list[Slot], at: At) -> list[Slot]:
