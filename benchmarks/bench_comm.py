@@ -5,7 +5,8 @@
 The grid is {1, 2, 4} attention nodes x {1, 2, 4} expert nodes x {1, 2, 4} ranks per node x b {1, 4, 16, 64} rows per
 rank x H {2048, 5120} float32 x {200, 1000} Mbit/s per node port, thinned: of the four (H, rate) each pair of pools gets
 two, turn by turn, and the order is shuffled, so that a run cut short has seen all kinds. Every group calibrates its cost
-model first. A sample is a step of two or three layers; ways take turns in random order; one that is clearly not the best
+model first. Sizes whose samples would take too long
+are left out. A sample is a step of two layers; ways take turns in random order; one that is clearly not the best
 (more than 1.6 times it) gets 3 samples, the others 15. Needs root (see docs/testbed.md).
 """
 
@@ -27,13 +28,15 @@ from machine import ROOT, provenance
 
 sys.path.insert(0, str(ROOT / "src"))
 
-from comm_cells import Group, cell, opened, start
+from comm_cells import Group, cell, cell_seconds, opened, start
 from testbed import Testbed, unavailable
+
+from janus.comm import CostModel
 
 SIZES = (1, 4, 16, 64)
 SETTINGS = ((5120, 200), (2048, 1000), (2048, 200), (5120, 1000))  # H, Mbit/s
-CALIBRATE_S = 4.0
-LONGEST_BOUND_S = 1.0  # a layer that cannot be faster than this is left out: 15 samples of it would take a minute
+CALIBRATE_S = 5.0
+GROUP_S = 13.0  # for the cells of a group, by the model: what does not fit is left out
 
 
 def groups(quick: bool = False) -> list[Group]:
@@ -46,11 +49,22 @@ def groups(quick: bool = False) -> list[Group]:
 
 def measured(bed: Testbed, group: Group, samples: int) -> Iterator[dict[str, Any]]:
     """All rows of a group."""
-    sizes = [b for b in SIZES if group.bound_s(b) <= LONGEST_BOUND_S]
     with opened(bed, group) as ranks:
-        model = start(ranks, group, max(sizes), CALIBRATE_S)
-        for b in sizes:
+        model = start(ranks, group, max(SIZES), CALIBRATE_S)
+        for b in fitting(group, model, samples):
             yield from cell(ranks, group, b, model, samples)
+
+
+def fitting(group: Group, model: CostModel, samples: int) -> list[int]:
+    """The sizes whose samples fit into the group's time; groups take turns in asking for large or for small ones first."""
+    large_first = hash((group.attention_nodes, group.expert_nodes, group.ranks_per_node, group.hidden)) % 2
+    left, found = GROUP_S, []
+    for b in sorted(SIZES, reverse=bool(large_first)):
+        needed = cell_seconds(group, b, model, samples)
+        if needed <= left:
+            left -= needed
+            found.append(b)
+    return sorted(found) or [SIZES[0]]
 
 
 def bench(minutes: float, samples: int, *, quick: bool) -> tuple[list[dict[str, Any]], int]:

@@ -26,8 +26,7 @@ NAMES = (*REGIMES, "auto", "flat")
 SAMPLES = 15  # of every way that may be the best
 FEW = 3  # of one that is clearly not: more than FAR times the best
 FAR = 1.6
-LAYERS = 3  # of a step, when a layer is short
-LONG_S = 0.15
+LAYERS = 2  # of a step
 
 
 @dataclass(frozen=True)
@@ -126,20 +125,28 @@ def cell(ranks: Ranks, group: Group, b: int, model: CostModel, samples: int = SA
     pilot = {name: min(t.layer for t in run(ranks, group, b, [way] * 2, 1, 10.0)) for name, way in by_name.items()}
     near = {name for name, seconds in pilot.items() if seconds <= FAR * min(pilot.values())} | {"auto"}
     near |= {name for name, way in by_name.items() if way == list(model.route(**_given(group, b)))}
-    layers = LAYERS if min(pilot.values()) < LONG_S else LAYERS - 1
     times: dict[str, list[float]] = {name: [] for name in by_name}
     steps: dict[str, list[float]] = {name: [] for name in by_name}
     taken = {}
     for turn in range(samples):
         names = [name for name in by_name if name in near or turn < FEW]
         order.shuffle(names)
-        found = run(ranks, group, b, [by_name[name] for name in names], layers, max(pilot.values()))
+        found = run(ranks, group, b, [by_name[name] for name in names], LAYERS, max(pilot.values()))
         for name, timed in zip(names, found, strict=True):
             times[name].append(timed.layer)
             steps[name].append(timed.step)
             taken[name] = timed.route
     for name in by_name:
         yield row(group, b, name, taken[name], model, times[name], steps[name])
+
+
+def cell_seconds(group: Group, b: int, model: CostModel, samples: int) -> float:
+    """About how long `cell` takes, by the model."""
+    times = [model.predict(regime, **_given(group, b)) for regime in REGIMES]
+    times += [min(times), max(times)]  # "auto" and "flat"
+    near = [t for t in times if t <= FAR * min(times)]
+    far = [t for t in times if t > FAR * min(times)]
+    return sum(times) * 2 + LAYERS * (samples * sum(near) + FEW * sum(far))
 
 
 def row(group: Group, b: int, name: str, route: tuple[str, int], model: CostModel, times: list[float], steps: list[float]) -> dict[str, Any]:  # fmt: skip

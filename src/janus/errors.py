@@ -35,7 +35,7 @@ class PeerLost(RuntimeError):
 
     Args:
         phase: what was being done: ``"rendezvous"``, ``"begin"``, ``"dispatch"``, ``"receive"``, ``"reply"``,
-            ``"combine"``, ``"serve"`` or ``"close"``.
+            ``"combine"``, ``"serve"``, ``"close"`` or ``"all_to_all"``.
         layer: MoE layer index, or -1 outside a layer.
         rank: global rank of the process that raises.
         peer: global rank of the peer that was lost.

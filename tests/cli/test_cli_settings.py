@@ -42,7 +42,7 @@ def refuse(capsys, started, arguments):
         (["--gate", "router"], "run.gate", "'experts', 'attention'; got 'router'"),
         (["--balance", "best"], "sched.method", "'exact'"),
         (["--balance", "cost"], "sched.cost", "cost=RooflineCost(...)), or choose 'exact'"),
-        (["--regime", "fast"], "comm.regime", "'gather', 'auto'; got 'fast'"),
+        (["--regime", "fast"], "comm.regime", "'relay', 'auto'; got 'fast'"),
         (["--max-new-tokens", "0"], "run.tokens", ">= 1, got 0"),
         (["--max-new-tokens", "-3"], "run.tokens", "got -3"),
         (["--deadline", "0"], "run.timeout", "--deadline"),

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import torch
+from alltoall_ranks import alltoall_equal, alltoall_lost, alltoall_refused  # noqa: F401 - run by name
 from comm_batches import DTYPES, Batch, C, H, K, one_layer
 
 import janus

@@ -94,13 +94,20 @@ def test_with_the_attention_side_gate_the_expected_rows_count():
     assert model.predict("direct", top_k=30, **args) == pytest.approx(2 * 10 * (340 + 100) * 1e-9, rel=1e-3)
 
 
-def test_a_measured_factor_stretches_its_route_alone():
-    args = {"topology": Topology(((0, 1),), ((2, 3),)), "counts": (10, 10), "row_bytes": 100}
-    stretched = replace(SHARED, factors={"gather": 1.5, "spread x2": 2.0})
-    for route, factor in ((Route("direct"), 1), (Route("gather"), 1.5), (Route("spread", 2), 2), (Route("spread"), 1)):
-        each = (sum(m.phase_seconds(route, args["topology"], (10, 10), 100)) for m in (stretched, SHARED))
-        assert next(each) == pytest.approx(factor * next(each), rel=1e-9)
-    for bad in ({"ring": 1.0}, {"gather": -1}, [1]):
+def test_measured_factors_stretch_their_route_alone():
+    topology = Topology(((0, 1),), ((2, 3),))
+    points = [[4, 1.0], [20, 1.5], [100, 2.0]]
+    stretched = replace(SHARED, factors={"gather": points, "spread x2": [[1, 2.0]]})
+
+    def ratio(route, b):
+        one, other = (sum(m.phase_seconds(route, topology, (b, b), 100)) for m in (stretched, SHARED))
+        return one / other
+
+    for b, factor in ((1, 1.0), (2, 1.0), (6, 1.25), (10, 1.5), (30, 1.75), (50, 2.0), (400, 2.0)):
+        assert ratio(Route("gather"), b) == pytest.approx(factor, rel=1e-6)
+        assert ratio(Route("spread", 2), b) == pytest.approx(2, rel=1e-6)
+        assert ratio(Route("spread"), b) == ratio(Route("direct"), b) == 1
+    for bad in ({"ring": [[1, 1.0]]}, {"gather": [[1, -1]]}, [1], {"gather": 1.0}, {"gather": [[4, 1.0], [2, 1.0]]}):
         with pytest.raises(JanusError) as caught:
             CostModel(factors=bad)
         assert caught.value.code == "comm.cost"

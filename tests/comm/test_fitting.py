@@ -15,7 +15,7 @@ from janus.types import Topology
 TRUE = CostModel(
     {"in_node": 2e-5, "between_nodes": 3e-5}, {"in_node": 3e-10, "between_nodes": 1e-10},
     node_beta_s_per_byte={"in_node": 0, "between_nodes": 4e-8}, world_alpha_s={"in_node": 2e-5, "between_nodes": 3e-5},
-    world_beta_s_per_byte={"in_node": 2e-10, "between_nodes": 5e-10}, round_s=1e-4, factors={"relay x2": 1.2},
+    world_beta_s_per_byte={"in_node": 2e-10, "between_nodes": 5e-10}, round_s=1e-4, factors={"relay x2": [[1, 1.2]]},
 )  # fmt: skip
 ROW = 8192
 

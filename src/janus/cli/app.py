@@ -46,7 +46,7 @@ def run(
     gpus_per_node: Annotated[int, typer.Option(help="Ranks that count as one node.")] = 8,
     gate: Annotated[str, typer.Option(help="Side that routes: experts or attention.")] = "experts",
     balance: Annotated[str, typer.Option(help="How replicas are chosen: exact, greedy, tokens, ...")] = "exact",
-    regime: Annotated[str, typer.Option(help="Exchange: auto, direct or gather.")] = "auto",
+    regime: Annotated[str, typer.Option(help="Exchange: auto, direct, gather, spread or relay.")] = "auto",
     placement: Annotated[Path | None, typer.Option(help="Placement file; default: experts in order.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="JSON list of token-id lists, or of strings.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt as text; may be repeated.")] = None,

@@ -11,6 +11,7 @@ from janus.lazy import on_first_use
 
 if TYPE_CHECKING:
     from janus.comm.api import Exchange
+    from janus.comm.collective import all_to_all
     from janus.comm.comparison import explain
     from janus.comm.cost import CostModel
     from janus.comm.group import rendezvous
@@ -22,10 +23,11 @@ _HOME = {
     "LinkTraffic": ".terms",
     "Step": ".terms",
     "Timeouts": ".terms",
+    "all_to_all": ".collective",
     "explain": ".comparison",
     "rendezvous": ".group",
 }
 
-__all__ = ["CostModel", "Exchange", "LinkTraffic", "Step", "Timeouts", "explain", "rendezvous"]
+__all__ = ["CostModel", "Exchange", "LinkTraffic", "Step", "Timeouts", "all_to_all", "explain", "rendezvous"]
 
 __getattr__, __dir__ = on_first_use(__name__, _HOME)

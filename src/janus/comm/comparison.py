@@ -69,7 +69,7 @@ def explain(topology: Topology, counts: Sequence[int], row_bytes: int, cost: Cos
 
         >>> e = explain(Topology(((0, 1),), ((2, 3),)), (3, 3), 10)
         >>> [(line.regime, line.traffic["between_nodes"].messages) for line in e.lines]
-        [('direct', 8), ('gather', 4), ('spread', 4), ('relay', 4)]
+        [('direct', 8), ('gather', 2), ('spread', 4), ('relay', 4)]
     """
     cost = cost or CostModel()
     given = {"topology": topology, "counts": counts, "row_bytes": row_bytes}

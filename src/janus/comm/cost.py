@@ -7,6 +7,7 @@ alike.
 
 from __future__ import annotations
 
+import bisect
 import json
 import math
 from collections.abc import Sequence
@@ -56,7 +57,8 @@ class CostModel:
         world_beta_s_per_byte: seconds per byte of what all ranks share.
         round_s: seconds per phase, whatever travels in it.
         factors: by how much a route takes longer than its ports say, measured; 1 for those not named. Keys such as
-            ``"gather"`` and ``"relay x4"`` (`janus.comm.layout.Route` as text).
+            ``"gather"`` and ``"relay x4"`` (`janus.comm.layout.Route` as text), values ``[[rows, factor], ...]`` with
+            ascending numbers of rows of all instances together: linear in between, constant outside.
 
     Raises:
         JanusError: ``comm.cost`` for missing or unknown links and for numbers that are not finite and >= 0.
@@ -76,7 +78,7 @@ class CostModel:
     world_alpha_s: dict[str, float] = field(default_factory=_nothing)
     world_beta_s_per_byte: dict[str, float] = field(default_factory=_nothing)
     round_s: float = 0.0
-    factors: dict[str, float] = field(default_factory=dict)
+    factors: dict[str, list[list[float]]] = field(default_factory=dict)
     _memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -154,7 +156,7 @@ class CostModel:
         """Plain numbers, for JSON; `CostModel(**d)` reads them back."""
         return {name: dict(getattr(self, name)) for name in _PER_LINK} | {
             "round_s": self.round_s,
-            "factors": dict(self.factors),
+            "factors": {key: [list(p) for p in points] for key, points in self.factors.items()},
         }
 
     def save(self, path: str | Path) -> None:
@@ -175,6 +177,44 @@ class CostModel:
         rows = self._counts(topology, counts, row_bytes, "experts")
         return [int(f) / _FS for f in self._phases(route, topology, rows, row_bytes, "experts", None)]
 
+    def messages_seconds(self, phases: Sequence[Any], box_of: Sequence[int]) -> float:
+        """Seconds for any messages: phases follow one another, in each the busiest port counts.
+
+        Args:
+            phases: of each, rows (sender, receiver, bytes), int64 [M, 3] or a list; those without bytes are not sent.
+            box_of: which node each rank sits in; ranks and nodes are numbered from 0.
+
+        Example:
+            Two messages of 1000 bytes leave rank 0, at 1 us and 1 ns/byte each:
+
+            >>> m = CostModel({"in_node": 0, "between_nodes": 1e-6}, {"in_node": 0, "between_nodes": 1e-9})
+            >>> m.messages_seconds([[(0, 1, 1000), (0, 2, 1000)]], box_of=(0, 1, 2))
+            4e-06
+        """
+        boxes = np.asarray(box_of, dtype=np.int64)
+        return sum(self._busiest(np.asarray(m, dtype=np.int64).reshape(-1, 3), boxes) for m in phases) / _FS
+
+    def _busiest(self, messages: IntArray, boxes: IntArray) -> int:
+        """Femtoseconds of the busiest port of one phase."""
+        src, dst, size = messages[messages[:, 2] > 0].T
+        if not len(size):
+            return 0
+        out, into, world = boxes[src], boxes[dst], len(boxes)
+        far = out != into
+        alpha, beta = self._tables()
+        # one line per level: rank, node, world; inside a box a message passes the box's own port once
+        rank, node, everybody = (alpha[2 * level + far] + beta[2 * level + far] * size for level in range(3))
+        ports = (
+            src,
+            world + dst,
+            np.where(far, 2, 4) * world + out,
+            3 * world + into[far],
+            np.full_like(src, 5 * world),
+        )
+        busy = np.zeros(5 * world + 1, dtype=np.int64)
+        np.add.at(busy, np.concatenate(ports), np.concatenate((rank, rank, node, node[far], everybody)))
+        return int(busy.max()) + round(self.round_s * _FS)
+
     def _femtoseconds(self, route: Route, topology: Topology, rows: IntArray, row_bytes: int, gate: str, top_k: int | None) -> int:  # fmt: skip
         return int(self._phases(route, topology, rows, row_bytes, gate, top_k).sum())
 
@@ -191,8 +231,18 @@ class CostModel:
         busy = np.add.reduceat(times, ports.starts)
         happens = np.maximum.reduceat(rows > 0, ports.starts[ports.phase_starts])
         times = np.maximum.reduceat(busy, ports.phase_starts) + round(self.round_s * _FS) * happens
-        factor = self.factors.get(str(route), 1.0)
-        return times if factor == 1.0 else times * round(factor * _ONE) // _ONE
+        return times * self._factor(route, int(counts.sum())) // _ONE
+
+    def _factor(self, route: Route, rows: int) -> int:
+        """In fixed point and whole numbers, so that every rank computes alike."""
+        points = [(int(n), round(factor * _ONE)) for n, factor in self.factors.get(str(route), ())]
+        if not points:
+            return _ONE
+        at = bisect.bisect_left(points, (rows, 0))
+        if at in (0, len(points)):
+            return points[min(at, len(points) - 1)][1]
+        (n0, f0), (n1, f1) = points[at - 1 : at + 1]
+        return f0 + (f1 - f0) * (rows - n0) // (n1 - n0)
 
     def _tables(self) -> tuple[IntArray, IntArray]:
         """Femtoseconds per message and per byte, by level * 2 + link."""
@@ -222,11 +272,19 @@ class CostModel:
 _PER_LINK = tuple(f.name for f in fields(CostModel) if f.name not in ("round_s", "factors", "_memo"))
 
 
-def _factors(given: Any) -> dict[str, float]:
-    names = tuple(map(str, ROUTES))
+def _factors(given: Any) -> dict[str, list[list[float]]]:
+    names, rule = tuple(map(str, ROUTES)), "factors must be a dict from routes to [[rows, factor], ...]"
     if not isinstance(given, dict):
-        raise JanusError("comm.cost", f"factors must be a dict from routes to numbers, got {given!r}")
-    return {known(k, names, "a key of factors", "comm.cost"): _seconds(f"factors[{k!r}]", given[k]) for k in given}
+        raise JanusError("comm.cost", f"{rule}, got {given!r}")
+    found = {}
+    for key, points in given.items():
+        known(key, names, "a key of factors", "comm.cost")
+        pairs = isinstance(points, (list, tuple)) and all(isinstance(p, (list, tuple)) and len(p) == 2 for p in points)
+        rows = [n for n, _ in points] if pairs else []
+        if not pairs or any(not isinstance(n, int) for n in rows) or sorted(set(rows)) != rows:
+            raise JanusError("comm.cost", f"{rule} with whole, ascending rows, got {points!r} for {key!r}")
+        found[key] = [[n, _seconds(f"factors[{key!r}]", factor)] for n, factor in points]
+    return found
 
 
 def _femto(levels: Sequence[dict[str, float]]) -> IntArray:

@@ -70,14 +70,17 @@ def fit(observations: Sequence[Observation], topology: Topology, row_bytes: int)
 
 def _factors(
     model: CostModel, observations: Sequence[Observation], topology: Topology, row_bytes: int
-) -> dict[str, float]:
+) -> dict[str, list[list[float]]]:
     """What the ports leave unsaid about each route: its phases overlap, or get in each other's way."""
-    ratios: dict[Route, list[float]] = {}
+    found: dict[str, dict[int, list[float]]] = {}
     for o in observations:
         predicted = sum(model.phase_seconds(o.route, topology, o.counts, row_bytes))
         if predicted:
-            ratios.setdefault(o.route, []).append(o.seconds / predicted)
-    return {str(route): float(np.clip(np.median(found), *LIMITS)) for route, found in ratios.items()}
+            found.setdefault(str(o.route), {}).setdefault(sum(o.counts), []).append(o.seconds / predicted)
+    return {
+        route: [[rows, float(np.clip(np.median(ratios), *LIMITS))] for rows, ratios in sorted(points.items())]
+        for route, points in found.items()
+    }
 
 
 class _Cell:

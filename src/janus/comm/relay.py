@@ -2,9 +2,9 @@
 
 So an attention port carries its rows once, however many expert nodes there are, and the expert nodes' own ports do the
 rest: with A attention nodes of payload S and N expert nodes the busiest port carries about A * S, where "gather" carries
-max(N, A) * S. With a depth d the rows are cut into N * d pieces: piece t goes to node t mod N in phase t div N, on to
-the other expert nodes in the next phase, and to their other ranks in the one after. The combine is the mirror: sums
-inside each expert node, then at the node that owns the piece, then home.
+max(N, A) * S. With a depth d the rows are cut into N * d pieces. Node j owns the pieces j * d to j * d + d - 1: it gets
+them one a phase, passes each on to the other expert nodes in the next phase, and these to their other ranks in the one
+after. The combine is the mirror: sums inside each expert node, then at the node that owns the piece, then home.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def phases(topology: Topology, depth: int = 1) -> Phases:
     turns: list[list[Hop]] = [[] for _ in range(depth + 2)]
     pieces = len(nodes) * depth
     for piece in range(pieces):
-        turn, owner = divmod(piece, len(nodes))
+        owner, turn = divmod(piece, depth)
         for a, src in enumerate(topology.attention_ranks):
             at = [topology.experts[q][a % len(node)] for q, node in enumerate(nodes)]  # receivers of this rank's rows
             first = Hop(src, at[owner], (a,), everyone, piece, pieces)

@@ -19,7 +19,7 @@ def phases(topology: Topology, depth: int = 1) -> Phases:
     Example:
         >>> t = Topology(attention=((0, 1),), experts=((2, 3),))
         >>> [[(h.src, h.dst, h.piece) for h in phase] for phase in phases(t, 2)]
-        [[(0, 2, 0), (1, 3, 0)], [(0, 2, 1), (1, 3, 1), (2, 3, 0), (3, 2, 0)], [(2, 3, 1), (3, 2, 1)]]
+        [[(0, 2, 0), (1, 3, 0)], [(2, 3, 0), (3, 2, 0), (0, 2, 1), (1, 3, 1)], [(2, 3, 1), (3, 2, 1)]]
     """
     turns: list[list[Hop]] = [[] for _ in range(depth + 1)]
     for piece in range(depth):

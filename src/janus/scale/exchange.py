@@ -86,7 +86,7 @@ class ExchangeCost:
     def _ranks_only(self) -> bool:
         m = self.model
         shared = (m.node_alpha_s, m.node_beta_s_per_byte, m.world_alpha_s, m.world_beta_s_per_byte)
-        return not m.round_s and not any(value for level in shared for value in level.values())
+        return not m.round_s and not m.factors and not any(value for level in shared for value in level.values())
 
 
 @lru_cache(maxsize=1 << 16)

@@ -47,7 +47,7 @@ class Turns(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def turns(owners: int, depths: tuple[int, ...], later: int) -> Turns:
-    """Of ``owners * depth`` pieces number ``t * owners + q`` goes to owner q in turn t.
+    """Of ``owners * depth`` pieces number ``q * depth + t`` goes to owner q in turn t.
 
     Example:
         >>> turns(2, (1, 2), 1).rows(np.array([7]))[..., 0]
@@ -55,8 +55,8 @@ def turns(owners: int, depths: tuple[int, ...], later: int) -> Turns:
                [4, 0, 2, 2, 0]])
     """
     sent = [(depth, turn) for depth in depths for turn in range(depth + later)]
-    first = np.array([[t * owners + q if t < depth else 0 for depth, t in sent] for q in range(owners)])
-    last = np.array([[t * owners + q + 1 if t < depth else 0 for depth, t in sent] for q in range(owners)])
+    first = np.array([[q * depth + t if t < depth else 0 for depth, t in sent] for q in range(owners)])
+    last = np.array([[q * depth + t + 1 if t < depth else 0 for depth, t in sent] for q in range(owners)])
     starts = [i for i, (_, turn) in enumerate(sent) if turn == 0]
     pieces = np.array([[owners * depth] for depth, _ in sent])
     return Turns(np.stack([first, last])[..., None], pieces, np.array(starts))
