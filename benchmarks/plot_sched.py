@@ -153,13 +153,13 @@ def table(rows: Rows) -> list[str]:
 PICTURES = {"sched_a_max.png": picture_of_a_max, "sched_time_cpu.png": picture_of_times}
 
 
-def write(made: Any, path: Path) -> None:
+def write(made: Any, path: Path, colours: int = 64) -> None:
     """A PNG of few colours, half as large."""
     from PIL import Image
 
     made.canvas.draw()
     picture = Image.fromarray(np.asarray(made.canvas.buffer_rgba())).convert("RGB")
-    picture.quantize(64).save(path, optimize=True)
+    picture.quantize(colours).save(path, optimize=True)
 
 
 def renewed(page: str, lines: list[str]) -> str:

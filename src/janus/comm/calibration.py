@@ -65,6 +65,8 @@ def _time(ex: Exchange, rows: torch.Tensor, route: Route, b: int) -> float:
             for _ in range(LAYERS):
                 x_all, handle = ex.receive()
                 ex.reply(x_all, handle)
+        if ex.device.type == "cuda":
+            torch.cuda.synchronize()  # the calls above have only been queued
         return (time.perf_counter() - started) / LAYERS
     finally:
         ex._course.forced = None

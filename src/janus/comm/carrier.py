@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -11,11 +15,15 @@ import torch
 import torch.distributed
 
 from janus.comm.lanes import Lane
-from janus.comm.stream import StreamLane, StreamWire, Watchdog
+from janus.comm.stream import StreamLane, StreamWire, Watchdog, bounded
 from janus.comm.watch import Watch
 from janus.comm.wire import At, Links, Wire
+from janus.errors import JanusError, PeerLost
 
 dist: Any = torch.distributed  # its type information leaves out what a build lacks
+_NEVER = timedelta(days=30)  # an idle expert rank may wait for long; deadlines are kept by `Watchdog`
+_HANDLING = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
+_RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,21 @@ class Carrier:
         """The connections that rows take; `control` itself where gloo carries them."""
         if self.backend == "gloo":
             return control
-        return stream_wire(opening.nccl(self.max_ctas), links, watch, self)
+        peer = next((member for member, number in links.number.items() if number != opening.number), -1)
+        try:
+            group = opening.nccl(self.device, self.max_ctas)
+        except TimeoutError:
+            raise watch.lost(peer, "rendezvous", -1, "NCCL has not connected in time", silent=True) from None
+        except RuntimeError as error:
+            if watch.broken:
+                raise watch.again("rendezvous") from None
+            watch.abandon()
+            raise JanusError(
+                "comm.device",
+                f"NCCL could not connect the ranks: {str(error).partition(chr(10))[0]}; every rank needs a GPU of its "
+                "own (torch.cuda.set_device), and NCCL_DEBUG=INFO says more",
+            ) from None
+        return stream_wire(group, links, watch, self)
 
 
 @dataclass(frozen=True)
@@ -66,32 +88,72 @@ class Opening:
     size: int
     deadline: float
 
-    def nccl(self, max_ctas: int | None) -> Any:
-        """An NCCL group of its own; it connects at the first batch."""
+    def nccl(self, device: torch.device, max_ctas: int | None) -> Any:
+        """An NCCL group of its own, connected: a first batch that not all ranks take part in would wait for the others.
+
+        Raises:
+            TimeoutError: not all ranks have connected by the deadline.
+            RuntimeError: what NCCL says.
+        """
         options = dist.ProcessGroupNCCL.Options()
         options.is_high_priority_stream = True  # an exchange that waits for compute to end helps nobody
-        options._timeout = timedelta(seconds=max(self.deadline - time.monotonic(), 1.0))
+        options._timeout = _NEVER
         if max_ctas is not None:
             options.config.max_ctas = max_ctas
-        return dist.ProcessGroupNCCL(
-            dist.PrefixStore(f"{self.prefix}/nccl", self.store), self.number, self.size, options
-        )
+        store = dist.PrefixStore(f"{self.prefix}/nccl", self.store)
+        with _own_deadlines():
+            group = dist.ProcessGroupNCCL(store, self.number, self.size, options)
+        index = torch.cuda.current_device() if device.index is None else device.index
+        left = max(self.deadline - time.monotonic(), 1.0)
+        bounded(lambda: group.eager_connect_single_device(torch.device("cuda", index)), left)
+        return group
+
+
+@contextlib.contextmanager
+def _own_deadlines() -> Iterator[None]:
+    """A group made here leaves errors to Janus: by default its own watchdog ends the whole process."""
+    if _HANDLING in os.environ:
+        yield
+        return
+    os.environ[_HANDLING] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[_HANDLING]
 
 
 def stream_wire(group: Any, links: Links, watch: Watch, carrier: Carrier) -> StreamWire:
     """Batches over `group`, watched: the first that is late is a lost peer, and ends the group."""
 
+    def lost(peers: list[int], at: At, why: str, *, silent: bool = False) -> PeerLost:
+        return watch.again(at.phase) if watch.broken else watch.lost(peers[0], at.phase, at.layer, why, silent=silent)
+
     def late(peers: list[int], at: At) -> None:
-        watch.lost(peers[0], at.phase, at.layer, "no answer before the deadline", silent=True)
+        lost(peers, at, "no answer before the deadline", silent=True)
         group.abort()  # so that the stream, and who waits for it, goes on
 
     streams: Any = torch.get_device_module(carrier.device)
+    cuda = carrier.device.type == "cuda"
+    index = streams.current_device() if cuda and carrier.device.index is None else carrier.device.index
 
     def record() -> Any | None:
-        if carrier.device.type == "cuda" and streams.is_current_stream_capturing():
+        if cuda and streams.is_current_stream_capturing():
             return None  # a captured event cannot be asked: bound a replay with Exchange.fence
         event = streams.Event()
         event.record(streams.current_stream())
         return event
 
-    return StreamWire(group, links, Watchdog(late, record), told_lengths=carrier.told_lengths)
+    def settle_in() -> None:
+        if cuda:
+            streams.set_device(index)  # else asking would open a context on the first device
+            _allow_capture_elsewhere()
+
+    watchdog = Watchdog(late, record, lambda: watch.broken, settle_in)
+    return StreamWire(group, links, watchdog, lost, told_lengths=carrier.told_lengths)
+
+
+def _allow_capture_elsewhere() -> None:
+    """Let this thread ask for events while another one captures a graph, which CUDA takes for a mistake by default."""
+    with contextlib.suppress(OSError, AttributeError):  # not CUDA's driver: then capture with mode "thread_local"
+        mode = ctypes.c_int(_RELAXED)
+        ctypes.CDLL("libcuda.so.1").cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))

@@ -3,11 +3,12 @@
 The same calls as `janus.comm.wire`, but nothing waits on the host: `wait` hands one batch of sends and receives to the
 group, in the order of the current stream. With one batch per phase on every rank the batches match, and a CUDA graph
 can capture them. A deadline cannot be met by waiting then; a thread polls events instead and ends the group when one
-stays out.
+stays out, or as soon as somebody is known to be lost: what waits on the device would never end by itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -21,8 +22,10 @@ from janus.comm.terms import LinkTraffic
 from janus.comm.wire import At, Links, flat_bytes
 
 T = TypeVar("T")
+Lost = Callable[[list[int], At, str], Exception]
 _POLL_S = 0.02
 _STOP_S = 1.0
+_DRAIN_S = 3.0  # of a close in good order: how long what is under way may take to reach its receivers
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,15 @@ class StreamWire:
         group: process group over the ranks of `links`.
         links: numbers and links of the peers.
         watchdog: told of every batch.
+        lost: makes the error for a batch that the group refuses, from the peers in it, where it was, and what was said.
         told_lengths: messages may be shorter than the room offered: then their lengths travel first, in a batch of
             their own, and the host waits for them.
     """
 
     batched = True  # one batch per round, so that the batches of all ranks match
 
-    def __init__(self, group: Any, links: Links, watchdog: Watchdog, *, told_lengths: bool) -> None:
-        self._group, self._links, self.watchdog, self._told = group, links, watchdog, told_lengths
+    def __init__(self, group: Any, links: Links, watchdog: Watchdog, lost: Lost, *, told_lengths: bool) -> None:
+        self._group, self._links, self.watchdog, self._lost, self._told = group, links, watchdog, lost, told_lengths
         self._waiting: list[Slot] = []
         self.reset_traffic()
 
@@ -70,9 +74,8 @@ class StreamWire:
         if not sends and not receives:
             return
         if self._told:
-            receives = self._lengths(sends, receives)
-        self._batch(sends, receives)
-        self.watchdog.guard(at, [slot.peer for slot in (*receives, *sends)])
+            receives = self._lengths(sends, receives, at)
+        self._batch(sends, receives, at)
 
     def settle(self, at: At, *tags: int) -> None:
         """Nothing: what uses a buffer again comes later in the stream."""
@@ -82,22 +85,41 @@ class StreamWire:
         self.traffic = {"in_node": LinkTraffic(), "between_nodes": LinkTraffic()}
 
     def drop(self) -> None:
-        """End the watchdog, let go of the group and of all buffers."""
+        """End the watchdog, let go of the group and of all buffers; what is under way may still reach its receivers."""
+        group, self._group, self._waiting = self._group, None, []
+        well = self.watchdog.drain(_DRAIN_S)
         self.watchdog.stop()
-        self._waiting, self._group = [], None
+        if group is None or self.watchdog.fired:
+            return  # ended already
+        if not well:
+            group.abort()
+            return
+        # NCCL ends neither before its peers do nor before the graphs that hold batches are gone: then it is left behind
+        with contextlib.suppress(TimeoutError, RuntimeError):
+            bounded(group.shutdown, _DRAIN_S)
 
-    def _lengths(self, sends: list[Slot], receives: list[Slot]) -> list[Slot]:
+    def _lengths(self, sends: list[Slot], receives: list[Slot], at: At) -> list[Slot]:
         """The receives, cut to what really comes."""
         size = torch.int64
         told = [
             Slot(s.peer, flat_bytes(torch.tensor([s.buffer.numel()], device=s.buffer.device)), s.tag) for s in sends
         ]
         heard = [Slot(r.peer, flat_bytes(torch.zeros(1, dtype=size, device=r.buffer.device)), r.tag) for r in receives]
-        self._batch(told, heard)
-        lengths = [int(slot.buffer.view(size).item()) for slot in heard]  # host sync here
+        self._batch(told, heard, at)
+        lengths = [int(slot.buffer.view(size).item()) for slot in heard]  # host sync here; ends when the group does
+        if self.watchdog.fired:
+            raise self._lost([slot.peer for slot in (*heard, *told)], at, "the group was ended")
         return [Slot(r.peer, r.buffer[:n], r.tag) for r, n in zip(receives, lengths, strict=True)]
 
-    def _batch(self, sends: list[Slot], receives: list[Slot]) -> None:
+    def _batch(self, sends: list[Slot], receives: list[Slot], at: At) -> None:
+        peers = [slot.peer for slot in (*receives, *sends)]
+        try:
+            self._post(sends, receives)
+        except RuntimeError as error:
+            raise self._lost(peers, at, str(error).partition("\n")[0]) from None
+        self.watchdog.guard(at, peers)
+
+    def _post(self, sends: list[Slot], receives: list[Slot]) -> None:
         group: Any = self._group
         number = self._links.number
         together = getattr(group, "supports_coalescing", False)
@@ -118,10 +140,19 @@ class Watchdog:
         late: gets the peers of the batch, phase and layer.
         record: makes an event on the current stream; None while a graph is being captured, when there is nothing to
             poll.
+        broken: whether somebody is known to be lost: then no event that is out is waited for any longer.
+        settle_in: called once in the thread, before it polls.
     """
 
-    def __init__(self, late: Callable[[list[int], At], None], record: Callable[[], Any | None]) -> None:
-        self._late, self._record = late, record
+    def __init__(
+        self,
+        late: Callable[[list[int], At], None],
+        record: Callable[[], Any | None],
+        broken: Callable[[], bool] = lambda: False,
+        settle_in: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._late, self._record, self._broken, self._settle_in = late, record, broken, settle_in
+        self.fired = False  # whether `late` has been called
         self._out: list[tuple[Any, list[int], At]] = []
         self._lock, self._stopped = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
@@ -137,6 +168,13 @@ class Watchdog:
             self._thread = threading.Thread(target=self._run, daemon=True, name="janus-watchdog")
             self._thread.start()
 
+    def drain(self, seconds: float) -> bool:
+        """Wait until no event is out, at most `seconds`; False when one stays out, or `late` was called."""
+        deadline = time.monotonic() + seconds
+        while self._out and self._thread is not None and self._thread.is_alive() and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        return not self._out and not self.fired
+
     def stop(self) -> None:
         """End the thread."""
         self._stopped.set()
@@ -144,13 +182,39 @@ class Watchdog:
             self._thread.join(_STOP_S)
 
     def _run(self) -> None:
+        self._settle_in()
         while not self._stopped.wait(_POLL_S):
             with self._lock:
                 self._out = [entry for entry in self._out if not entry[0].query()]
-                overdue = next((entry for entry in self._out if time.monotonic() > entry[2].deadline), None)
+                given_up, now = self._broken(), time.monotonic()
+                overdue = next((entry for entry in self._out if given_up or now > entry[2].deadline), None)
             if overdue is not None:
+                self.fired = True
                 self._late(overdue[1], overdue[2])
                 return
+
+
+def bounded(call: Callable[[], Any], seconds: float) -> None:
+    """Run `call` in a thread of its own; what it raises is raised here.
+
+    Raises:
+        TimeoutError: it takes longer than `seconds`; its thread is left behind.
+    """
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True, name="janus-bounded")
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"not done within {seconds:g} s")
+    if raised:
+        raise raised[0]
 
 
 class StreamPending(Pending[T]):
@@ -160,14 +224,16 @@ class StreamPending(Pending[T]):
         value: of the call.
         event: after its work.
         streams: module of the device, e.g. `torch.cuda`.
+        kept: what the call reads; its memory must not be used again by another stream before.
     """
 
-    def __init__(self, value: T, event: Any, streams: Any) -> None:
-        self._value, self._event, self._streams = value, event, streams
+    def __init__(self, value: T, event: Any, streams: Any, kept: Any = None) -> None:
+        self._value, self._event, self._streams, self._kept = value, event, streams, kept
 
     def wait(self) -> T:
         """The result; the current stream waits for it, the host does not."""
         self._event.wait(self._streams.current_stream())
+        self._kept = None
         return self._value
 
     @property
@@ -202,7 +268,7 @@ class StreamLane:
             value = call()
             event = self._streams.Event()
             event.record(self._stream)
-        return StreamPending(value, event, self._streams)
+        return StreamPending(value, event, self._streams, call)
 
     def close(self, seconds: float = 1.0) -> None:
         """Nothing to end."""
