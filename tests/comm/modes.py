@@ -85,8 +85,12 @@ def fixed(topology, plans, capacity, begun, gate):
                     y[mask] = batch.y[at]
                     sizes.append(len(x_all))
                 ex.reply(y, handle)
-            if begun and ex.role == "expert":
-                assert ex.begin().closed
+            if ex.role == "expert":
+                said = _code(ex.receive) if not begun else "comm.closed" if ex.begin().closed else "open"
+                assert said == "comm.closed"
+            closing = time.monotonic()
+            ex.close()
+            assert time.monotonic() - closing < 2, "nobody waits for a good-bye that is not said"
     return sizes
 
 

@@ -225,7 +225,11 @@ class Exchange(Services):
 
         def carry() -> tuple[torch.Tensor, Handle]:
             at = At.within("receive", layer, waiting)
-            cargo, counts, trail = self._transport.outward(step.route, step.sizes, None, at, out)
+            try:
+                cargo, counts, trail = self._transport.outward(step.route, step.sizes, None, at, out)
+            except PeerLost as error:
+                course.check_left(error)
+                raise
             assert cargo is not None
             ids = None if cargo.ids is None else cargo.ids.to(torch.int64)
             counts = step.counts if cargo.ids is None else counts

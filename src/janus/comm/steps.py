@@ -14,8 +14,12 @@ from janus.comm.layout import Route
 from janus.comm.session import Session
 from janus.comm.terms import Step, Timeouts
 from janus.comm.wire import At
-from janus.errors import JanusError
+from janus.errors import JanusError, PeerLost
 from janus.types.topology import Role
+
+
+def _closed() -> JanusError:
+    return JanusError("comm.closed", "the attention side has closed this exchange; stop serving")
 
 
 @dataclass(frozen=True)
@@ -104,16 +108,25 @@ class Course:
         else:
             layer, self.layer = self.layer, self.layer + 1
         if step.closed:
-            raise JanusError("comm.closed", "the attention side has closed this exchange; stop serving")
+            raise _closed()
         if self.step and not step.total:
             order("no dispatch follows in a step of 0 tokens; call begin() for the next step")
         return step, layer
 
     def say_close(self) -> None:
-        """Tell all others that this attention rank leaves; nothing where it cannot be told."""
-        if self._session.role == "attention" and self._session.usable and self.open is None:
+        """Tell all others that this attention rank leaves; nothing where it cannot be told.
+
+        Where steps are never begun nobody listens: the closed connections tell it, see `check_left`.
+        """
+        silent = self.step is None and isinstance(self._rules.capacity, int)
+        if self._session.role == "attention" and self._session.usable and self.open is None and not silent:
             notice = Notice("close", 0, -1)
             self._session.say_goodbye(lambda at: Agreement(self._session).exchange(notice, at))
+
+    def check_left(self, error: PeerLost) -> None:
+        """Where steps are never begun: say that the attention side has closed, if that is what `error` comes from."""
+        if self.step is None and self._session.watch.left(error.peer):
+            raise _closed() from None
 
     def check_side(self, wanted: Role, what: str) -> None:
         """Refuse a call that belongs to the other side, or comes after a loss."""
