@@ -231,7 +231,8 @@ class CostModel:
         busy = np.add.reduceat(times, ports.starts)
         happens = np.maximum.reduceat(rows > 0, ports.starts[ports.phase_starts])
         times = np.maximum.reduceat(busy, ports.phase_starts) + round(self.round_s * _FS) * happens
-        return times * self._factor(route, int(counts.sum())) // _ONE
+        factor = self._factor(route, int(counts.sum()))
+        return times // _ONE * factor + times % _ONE * factor // _ONE  # at once, 5 s would not fit
 
     def _factor(self, route: Route, rows: int) -> int:
         """In fixed point and whole numbers, so that every rank computes alike."""
