@@ -119,6 +119,6 @@ class Services:
         The graph's own waits cannot be watched. Call it after every replay: a peer that does not answer then becomes
         a `PeerLost` of the next call.
         """
-        if isinstance(self._session.payload, StreamWire):
+        if self.role != "idle" and isinstance(self._session.payload, StreamWire):
             others = [rank for rank in self._session.members if rank != self.rank]
             self._session.payload.watchdog.guard(At.within("graph", -1, self.timeouts.step_s), others)
