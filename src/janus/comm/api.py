@@ -249,7 +249,10 @@ class Exchange(Services):
         self._transport.home.run(self._reply(y_partial, handle))
 
     def reply_async(self, y_partial: torch.Tensor, handle: Handle) -> Pending[None]:
-        """Like `reply`, but goes on by itself; `y_partial` must not change before ``.wait()`` has returned."""
+        """Like `reply`, but goes on by itself; `y_partial` must not change before ``.wait()`` has returned.
+
+        Nor does the next `receive` wait for it: a `y_partial` in the memory of `x_all` has to be waited for first.
+        """
         return self._transport.home.submit(self._reply(y_partial, handle))
 
     def _reply(self, y_partial: torch.Tensor, handle: Handle) -> Callable[[], None]:

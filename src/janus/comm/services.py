@@ -100,10 +100,11 @@ class Services:
             JanusError: ``comm.order`` without counts before the first step, ``comm.count``.
         """
         step = self._course.step
-        if counts is None and step is None:
-            order("explain needs counts, or a step that was begun; give counts=(...)")
-        counts = step.sizes if counts is None and step else counts
-        return explain(self.topology, counts or (), self._rules.row_bytes, self.cost)
+        if counts is None:
+            if step is None:
+                order("explain needs counts, or a step that was begun; give counts=(...)")
+            counts = step.sizes
+        return explain(self.topology, counts, self._rules.row_bytes, self.cost)
 
     def traffic(self) -> dict[str, LinkTraffic]:
         """What this rank has sent so far, ``"in_node"`` and ``"between_nodes"``, payload and metadata."""
