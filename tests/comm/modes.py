@@ -134,11 +134,14 @@ def refused_buffers():
     """Buffers that do not fit are refused before anything is received."""
     topology = Topology.parse("1A1E")
     codes = {}
-    with _exchange(topology) as ex:
+    with _exchange(topology) as ex, Exchange(topology, hidden_size=H, dtype="float32", max_tokens=4) as bare:
         _begin(ex, (3,))
+        _begin(bare, (3,))
         if ex.role == "attention":
             handle = ex.dispatch(torch.ones(3, H), layer=0)
             codes["rows"] = _code(lambda: ex.combine(handle, out=torch.ones(2, H)))
+            codes["grad"] = _code(lambda: ex.combine(handle, out=torch.ones(3, H, requires_grad=True)))
+            codes["no K"] = _code(lambda: bare.gather_topk(torch.zeros(3, K, dtype=torch.int64)))
             codes["list"] = _code(lambda: ex.combine(handle, out=[1]))
             ex.combine(handle)
         else:
@@ -147,6 +150,7 @@ def refused_buffers():
             codes["strided"] = _code(lambda: ex.receive(out=torch.ones(8, H)[::2]))
             x, handle = ex.receive()
             ex.reply(x, handle)
+            assert bare.begin().closed
             assert ex.begin().closed
     return codes
 

@@ -76,10 +76,11 @@ class Nursery:
 
 def main() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)  # an interrupt also removes the temporary folder
+    import hazards
     import modes  # imports torch, once
     import scenarios
 
-    known = {**vars(scenarios), **vars(modes)}
+    known = {**vars(scenarios), **vars(modes), **vars(hazards)}
 
     for line in sys.stdin:
         request = json.loads(line)

@@ -94,6 +94,25 @@ def test_with_the_attention_side_gate_the_expected_rows_count():
     assert model.predict("direct", top_k=30, **args) == pytest.approx(2 * 10 * (340 + 100) * 1e-9, rel=1e-3)
 
 
+@pytest.mark.parametrize("counts", [(1.5, 1), "ab", (None, 1), 5, [True, 1], (1,), (-1, 1), {1: 2, 3: 4}])
+def test_counts_that_are_none_are_refused(counts):
+    topology = Topology(((0, 1),), ((2,),))
+    for call in (
+        lambda: explain(topology, counts, 10),
+        lambda: CostModel().predict("direct", topology=topology, counts=counts, row_bytes=10),
+    ):
+        with pytest.raises(JanusError) as caught:
+            call()
+        assert caught.value.code == "comm.count"
+
+
+def test_factors_stretch_slow_links_too():
+    """10 MB at 1 us per byte there and back, twice as long as its ports say: 40 s."""
+    slow = CostModel(*({"in_node": 0, "between_nodes": s} for s in (0, 1e-6)), factors={"direct": [[1, 2.0]]})
+    args = {"topology": Topology(((0,),), ((1,),)), "counts": (1,), "row_bytes": 10_000_000}
+    assert slow.predict("direct", **args) == pytest.approx(40, rel=1e-9)
+
+
 def test_measured_factors_stretch_their_route_alone():
     topology = Topology(((0, 1),), ((2, 3),))
     points = [[4, 1.0], [20, 1.5], [100, 2.0]]

@@ -42,7 +42,7 @@ def test_buffers_of_the_caller_and_memory_that_is_used_again(nursery):
 
 def test_buffers_that_do_not_fit_are_refused(nursery):
     attention, expert = nursery.values("refused_buffers", 2)
-    assert attention == {"rows": "comm.out", "list": "comm.out"}
+    assert attention == {"rows": "comm.out", "list": "comm.out", "grad": "comm.out", "no K": "comm.top_k"}
     assert expert == {"rows": "comm.out", "dtype": "comm.out", "strided": "comm.out"}
 
 

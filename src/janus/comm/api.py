@@ -87,10 +87,10 @@ class Exchange(Services):
         self.gate = known(gate, checks.GATES, "gate", "comm.gate")
         known(regime, (*REGIMES, "auto"), "regime", "comm.regime")
         self.capacity = checks.capacity_of(capacity, max_tokens)
-        if max_ctas is not None:
-            checks.at_least_one(max_ctas=max_ctas)
-        if gate == "attention":
-            checks.at_least_one(top_k=top_k, slots_per_instance=slots_per_instance)
+        numbers = {"max_ctas": max_ctas, "top_k": top_k, "slots_per_instance": slots_per_instance}
+        needed = ("top_k", "slots_per_instance") if gate == "attention" else ()
+        checks.at_least_one(**{name: n for name, n in numbers.items() if n is not None or name in needed})
+        checks.check_values(timeouts, contract, cost)
         self.topology, self.hidden_size, self.max_tokens = topology, hidden_size, max_tokens
         self.dtype, self.device = checks.dtype_of(dtype), checks.device_of(device)
         self.top_k, self.slots_per_instance = top_k or 0, slots_per_instance or 0
@@ -220,7 +220,7 @@ class Exchange(Services):
         course.check_idle("receive")
         step, layer = course.to_receive()
         checks.check_out(out, sum(step.sizes), self.hidden_size, self.dtype, self.device, self.gate)
-        course.open = "receive"
+        course.take()
         waiting = self.timeouts.step_s if course.step else self.timeouts.idle_s
 
         def carry() -> tuple[torch.Tensor, Handle]:
@@ -253,7 +253,10 @@ class Exchange(Services):
         self._transport.home.run(self._reply(y_partial, handle))
 
     def reply_async(self, y_partial: torch.Tensor, handle: Handle) -> Pending[None]:
-        """Like `reply`, but goes on by itself; `y_partial` must not change before ``.wait()`` has returned."""
+        """Like `reply`, but goes on by itself; `y_partial` must not change before ``.wait()`` has returned.
+
+        Nor does the next `receive` wait for it: a `y_partial` in the memory of `x_all` has to be waited for first.
+        """
         return self._transport.home.submit(self._reply(y_partial, handle))
 
     def _reply(self, y_partial: torch.Tensor, handle: Handle) -> Callable[[], None]:
@@ -290,6 +293,8 @@ class Exchange(Services):
         if out is None:
             out = torch.empty(handle.rows, self.hidden_size, dtype=self.dtype, device=self.device)
         checks.check_rows("out", out, (handle.rows, self.hidden_size), self.dtype, self.device)
+        if out.requires_grad:
+            raise JanusError("comm.out", "out must not require grad: sums are written into it; give out.detach()")
         self._course.open = None
         # counted from the dispatch, so that who waits for this rank gives up later than this rank does
         step_s = self.timeouts.step_s
@@ -299,10 +304,11 @@ class Exchange(Services):
     def calibrate(self, *, seconds: float = 5.0) -> CostModel:
         """Time the routes between the ranks as they are, and choose by that from now on; all ranks call it together.
 
-        Between two steps. Rows of zeros travel over every route that ``"auto"`` may take, with few and with many tokens.
+        Between two steps. Rows of zeros travel over every route that this exchange may take (with `regime`
+        ``"auto"`` over all), with few and with many tokens.
 
         Args:
-            seconds: about how long it may take, at least one run of everything; 5 is enough up to some 30 ranks.
+            seconds: about how long it may take, the largest that any rank gives; at least one run of everything; 5 is enough up to some 30 ranks.
 
         Returns:
             The same `CostModel` on every rank, which is also `cost` from now on.
@@ -319,7 +325,7 @@ class Exchange(Services):
 
     def close(self) -> None:
         """Leave in good order, within `close_s`; may be called again, and after a failure."""
-        self._course.say_close()
+        self._course.say_close(self._transport.home.finish)
         self._session.close()
         if self.role != "idle":
             self._transport.close(self.timeouts.close_s)

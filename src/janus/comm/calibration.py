@@ -23,10 +23,20 @@ KEEP = 3  # sizes up to the largest, besides the smallest
 
 def calibrate(ex: Exchange, seconds: float) -> CostModel:
     """See `Exchange.calibrate`."""
+    course = ex._course
+    before = course.step, course.layer, course.regime
+    try:
+        return _fitted(ex, _measured(ex, _agreed(ex, "seconds", seconds)))
+    finally:
+        course.step, course.layer, course.regime = before  # a program that does without `begin` goes on so
+
+
+def _measured(ex: Exchange, seconds: float) -> list[list[Any]]:
+    """Regime, depth, tokens per attention rank and seconds, as this rank saw them."""
     deadline = time.monotonic() + seconds
     rows = torch.zeros(ex.max_tokens * ex.topology.n_attention, ex.hidden_size, dtype=ex.dtype, device=ex.device)
-    routes = sorted({*candidates("auto", ex.topology), *map(Route, REGIMES)}, key=ROUTES.index)
-    spent = _probe(ex, rows, seconds * LARGEST, deadline)
+    routes = _routes(ex)
+    spent = _probe(ex, rows, routes[0], seconds * LARGEST, deadline)
     sizes = sorted(spent)
     sizes = sorted({sizes[0], *sizes[-KEEP:]})
     times: dict[tuple[Route, int], list[float]] = {}
@@ -35,18 +45,25 @@ def calibrate(ex: Exchange, seconds: float) -> CostModel:
         for _ in range(max(1, min(MOST_RUNS, int(share / (len(routes) * LAYERS * spent[b]))))):
             for route in routes:
                 times.setdefault((route, b), []).append(_time(ex, rows, route, b))
-    seen = [[*route, b, statistics.median(found)] for (route, b), found in times.items()]
-    return _fitted(ex, seen)
+    return [[*route, b, statistics.median(found)] for (route, b), found in times.items()]
 
 
-def _probe(ex: Exchange, rows: torch.Tensor, longest_s: float, deadline: float) -> dict[int, float]:
+def _routes(ex: Exchange) -> list[Route]:
+    """Those that this exchange may take, and with "auto" every regime: its memory is made for no others."""
+    regime = ex._rules.regime
+    found = {*candidates(regime, ex.topology), *map(Route, REGIMES if regime == "auto" else ())}
+    return sorted(found, key=ROUTES.index)
+
+
+def _probe(ex: Exchange, rows: torch.Tensor, route: Route, longest_s: float, deadline: float) -> dict[int, float]:
     """Token counts from 1 to one that takes long enough, with the seconds of a layer, alike on all ranks."""
-    direct, b = Route("direct"), 1
-    _time(ex, rows, direct, b)  # the first message over a connection pays for it
-    spent = {b: _agreed(ex, "probe", _time(ex, rows, direct, b))}
-    while b < ex.max_tokens and spent[b] * 4 < longest_s and _agreed(ex, "left", deadline - time.monotonic()) > 0:
-        b = min(b * 4, ex.max_tokens)
-        spent[b] = _agreed(ex, "probe", _time(ex, rows, direct, b))
+    b = 1
+    _time(ex, rows, route, b)  # the first message over a connection pays for it
+    spent = {b: _agreed(ex, "probe", _time(ex, rows, route, b))}
+    most = ex._rules.most
+    while b < most and spent[b] * 4 < longest_s and _agreed(ex, "left", deadline - time.monotonic()) > 0:
+        b = min(b * 4, most)
+        spent[b] = _agreed(ex, "probe", _time(ex, rows, route, b))
     return spent
 
 

@@ -7,7 +7,10 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed
 
+from janus.comm.cost import CostModel
+from janus.comm.terms import Timeouts
 from janus.errors import JanusError, known
+from janus.types.checks import instance
 from janus.types.topology import Role
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -49,6 +52,17 @@ def at_least_one(**sizes: Any) -> None:
             raise JanusError(f"comm.{name}", f"{name} must be an integer >= 1, got {size!r}")
 
 
+def check_values(timeouts: Any, contract: Any, cost: Any) -> None:
+    """Refuse values of other kinds than `Exchange` names; None stands for the default."""
+    remedy = "leave it out for the default"
+    if timeouts is not None:
+        instance(timeouts, Timeouts, "timeouts must be a janus.comm.Timeouts", "comm.timeouts", remedy)
+    if contract is not None:
+        instance(contract, dict, "contract must be a dict of JSON values", "comm.contract", remedy)
+    if cost is not None:
+        instance(cost, CostModel, "cost must be a janus.comm.CostModel", "comm.cost", remedy)
+
+
 def check_role(role: Role, wanted: Role, rank: int, what: str) -> None:
     """Refuse a call that belongs to the other side."""
     if role != wanted:
@@ -61,7 +75,9 @@ def check_count(b: Any, max_tokens: int) -> None:
     """Refuse a token count outside 0..max_tokens."""
     if isinstance(b, bool) or not isinstance(b, int) or not 0 <= b <= max_tokens:
         raise JanusError(
-            "comm.count", f"b must be an integer in 0..max_tokens={max_tokens}, got {b!r}; split the batch or raise it"
+            "comm.count",
+            f"b must be an integer in 0..{max_tokens} (max_tokens, or the fixed capacity), got {b!r}; split the batch or "
+            "raise it",
         )
 
 

@@ -10,6 +10,7 @@ from janus.comm.layout import REGIMES, Route
 from janus.comm.ports import LINKS, tally
 from janus.comm.terms import LinkTraffic
 from janus.types import Topology
+from janus.types.checks import instance
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ def explain(topology: Topology, counts: Sequence[int], row_bytes: int, cost: Cos
         >>> [(line.regime, line.traffic["between_nodes"].messages) for line in e.lines]
         [('direct', 8), ('gather', 2), ('spread', 4), ('relay', 4)]
     """
-    cost = cost or CostModel()
+    cost = CostModel() if cost is None else cost
+    instance(cost, CostModel, "cost must be a janus.comm.CostModel", "comm.cost", "leave it out for the default")
+    counts = tuple(cost.checked(topology, counts, row_bytes, "experts").tolist())
     given = {"topology": topology, "counts": counts, "row_bytes": row_bytes}
     lines = []
     for regime in REGIMES:

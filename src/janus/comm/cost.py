@@ -21,7 +21,7 @@ from janus.comm.layout import REGIMES, ROUTES, Route, candidates
 from janus.comm.ports import LINKS, IntArray, ports_of
 from janus.errors import JanusError, known
 from janus.types import Topology
-from janus.types.checks import instance, integer
+from janus.types.checks import instance, integer, shown
 from janus.types.files import read_json, write_text
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class CostModel:
             top_k: K.
         """
         known(regime, (*REGIMES, "auto"), "regime", "comm.regime")
-        rows = self._counts(topology, counts, row_bytes, gate)
+        rows = self.checked(topology, counts, row_bytes, gate)
         found = candidates(regime, topology)
         return min(self._femtoseconds(route, topology, rows, row_bytes, gate, top_k) for route in found) / _FS
 
@@ -136,7 +136,7 @@ class CostModel:
         rough = tuple(_rounded(n) for n in counts)
         key = (regime, topology, rough, row_bytes, gate, top_k)
         if key not in self._memo:
-            rows = self._counts(topology, rough, row_bytes, gate)
+            rows = self.checked(topology, rough, row_bytes, gate)
             costs = [self._femtoseconds(route, topology, rows, row_bytes, gate, top_k) for route in found]
             if len(self._memo) >= _MEMO:
                 self._memo.clear()  # rarely: counts are rounded
@@ -174,7 +174,7 @@ class CostModel:
 
     def phase_seconds(self, route: Route, topology: Topology, counts: Sequence[int], row_bytes: int) -> list[float]:
         """Seconds of each phase, dispatch first, then the combine's; gate ``"experts"``."""
-        rows = self._counts(topology, counts, row_bytes, "experts")
+        rows = self.checked(topology, counts, row_bytes, "experts")
         return [int(f) / _FS for f in self._phases(route, topology, rows, row_bytes, "experts", None)]
 
     def messages_seconds(self, phases: Sequence[Any], box_of: Sequence[int]) -> float:
@@ -231,7 +231,8 @@ class CostModel:
         busy = np.add.reduceat(times, ports.starts)
         happens = np.maximum.reduceat(rows > 0, ports.starts[ports.phase_starts])
         times = np.maximum.reduceat(busy, ports.phase_starts) + round(self.round_s * _FS) * happens
-        return times * self._factor(route, int(counts.sum())) // _ONE
+        factor = self._factor(route, int(counts.sum()))
+        return times // _ONE * factor + times % _ONE * factor // _ONE  # at once, 5 s would not fit
 
     def _factor(self, route: Route, rows: int) -> int:
         """In fixed point and whole numbers, so that every rank computes alike."""
@@ -254,19 +255,22 @@ class CostModel:
             self._memo["tables"] = found
         return found
 
-    def _counts(self, topology: Topology, counts: Sequence[int], row_bytes: int, gate: str) -> IntArray:
+    def checked(self, topology: Topology, counts: Sequence[int], row_bytes: int, gate: str) -> IntArray:
+        """The counts as an array; refuses what no prediction can be made for.
+
+        Raises:
+            JanusError: ``comm.topology``, ``comm.row_bytes``, ``comm.gate``, ``comm.count``.
+        """
         remedy = "try Topology.parse('2A4E')"
         instance(topology, Topology, "topology must be a janus.Topology", "comm.topology", remedy)
         integer(row_bytes, "row_bytes", "comm.row_bytes")
         known(gate, ("experts", "attention"), "gate", "comm.gate")
-        rows = np.asarray(counts, dtype=np.int64)
-        if rows.shape != (topology.n_attention,):
+        many = isinstance(counts, (Sequence, np.ndarray)) and not isinstance(counts, str)
+        if not many or len(counts) != topology.n_attention:
             raise JanusError(
-                "comm.count", f"counts must name {topology.n_attention} attention instances, got {len(counts)}"
+                "comm.count", f"counts must name {topology.n_attention} attention instances, got {shown(counts)}"
             )
-        if rows.min() < 0:
-            raise JanusError("comm.count", f"counts are tokens, each >= 0, got {list(counts)}; 0 for an idle instance")
-        return rows
+        return np.array([integer(n, "each of counts (tokens)", "comm.count") for n in counts], dtype=np.int64)
 
 
 _PER_LINK = tuple(f.name for f in fields(CostModel) if f.name not in ("round_s", "factors", "_memo"))

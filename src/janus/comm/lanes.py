@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any, Generic, TypeVar
 
 from janus.errors import JanusError
@@ -67,6 +67,11 @@ class Lane:
         self._last = future
         self._calls.put((future, call))
         return Pending(future)
+
+    def finish(self, seconds: float) -> None:
+        """Wait for what was submitted, for `seconds`; how it ended its caller is told."""
+        if self._last is not None:
+            wait([self._last], seconds)
 
     def close(self, seconds: float = 1.0) -> None:
         """End the thread within `seconds`, and refuse what has not begun; what waits on a broken connection ends by itself."""

@@ -65,6 +65,8 @@ class Services:
         step = self._course.step
         if step is None:
             order("gather_topk needs the counts of all ranks; call begin(b) first")
+        if self._rules.top_k is None:  # ranks that differ in K would end each other's processes
+            raise JanusError("comm.top_k", "gather_topk needs the exchange to know K; make it with top_k=...")
         mine = self.topology.instance(self.rank)
         checks.check_ids("ids", ids_bK, step.counts[mine], self._rules.top_k, None, self.device)
         at = At.within("dispatch", self._course.layer, self.timeouts.step_s)
@@ -100,10 +102,11 @@ class Services:
             JanusError: ``comm.order`` without counts before the first step, ``comm.count``.
         """
         step = self._course.step
-        if counts is None and step is None:
-            order("explain needs counts, or a step that was begun; give counts=(...)")
-        counts = step.sizes if counts is None and step else counts
-        return explain(self.topology, counts or (), self._rules.row_bytes, self.cost)
+        if counts is None:
+            if step is None:
+                order("explain needs counts, or a step that was begun; give counts=(...)")
+            counts = step.sizes
+        return explain(self.topology, counts, self._rules.row_bytes, self.cost)
 
     def traffic(self) -> dict[str, LinkTraffic]:
         """What this rank has sent so far, ``"in_node"`` and ``"between_nodes"``, payload and metadata."""
@@ -119,6 +122,6 @@ class Services:
         The graph's own waits cannot be watched. Call it after every replay: a peer that does not answer then becomes
         a `PeerLost` of the next call.
         """
-        if isinstance(self._session.payload, StreamWire):
+        if self.role != "idle" and isinstance(self._session.payload, StreamWire):
             others = [rank for rank in self._session.members if rank != self.rank]
             self._session.payload.watchdog.guard(At.within("graph", -1, self.timeouts.step_s), others)

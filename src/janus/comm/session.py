@@ -99,7 +99,7 @@ class Session:
     def gather(self, ids: torch.Tensor, counts: tuple[int, ...], at: At) -> tuple[torch.Tensor, int]:
         """All-gather integer rows among the attention ranks."""
         starts, mine = offsets(counts), self.topology.instance(self.rank)
-        wire_ids = ids.detach().to(torch.int32).contiguous()
+        wire_ids = ids.detach().to(torch.int32, copy=True).contiguous()  # the caller may change its own at once
         everything = torch.empty(starts[-1], ids.shape[1], dtype=torch.int32, device=ids.device)
         everything[starts[mine] : starts[mine + 1]] = wire_ids
         posts = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +69,7 @@ class Course:
         self.regime = rules.regime
         self.step: Step | None = None  # as begun
         self.layer = 0  # the next of a begun step
+        self._told: tuple[Step, int] | None = None  # of a dispatch without `begin`, until it is received
         self.open: Handle | str | None = None  # a string while a call of that name is under way
         self.forced: Route | None = None  # taken instead of a choice, while routes are being measured
 
@@ -100,28 +103,41 @@ class Course:
         return step
 
     def to_receive(self) -> tuple[Step, int]:
-        """The step and layer that the next receive belongs to."""
-        step = self.step or self._fixed()
+        """The step and layer that the next receive belongs to; a refusal leaves them so, until `take`."""
+        step, layer = self.step or self._fixed(), self.layer
         if step is None:
-            heard = self._agree("receive", Notice("dispatch", 0, -1))
-            step, layer = self._as_step(heard), heard.layer
-        else:
-            layer, self.layer = self.layer, self.layer + 1
+            if self._told is None:
+                heard = self._agree("receive", Notice("dispatch", 0, -1))
+                self._told = self._as_step(heard), heard.layer
+            step, layer = self._told
         if step.closed:
             raise _closed()
         if self.step and not step.total:
             order("no dispatch follows in a step of 0 tokens; call begin() for the next step")
         return step, layer
 
-    def say_close(self) -> None:
-        """Tell all others that this attention rank leaves; nothing where it cannot be told.
+    def take(self) -> None:
+        """The layer of `to_receive` is being received: the next one comes after it."""
+        self.layer, self._told, self.open = self.layer + 1, None, "receive"
+
+    def say_close(self, finish: Callable[[float], None]) -> None:
+        """Let what is on its way home arrive, and tell all others that this attention rank leaves; nothing after a loss.
 
         Where steps are never begun nobody listens: the closed connections tell it, see `check_left`.
+
+        Args:
+            finish: waits, for so many seconds, for the calls under way.
         """
-        silent = self.step is None and isinstance(self._rules.capacity, int)
-        if self._session.role == "attention" and self._session.usable and self.open is None and not silent:
-            notice = Notice("close", 0, -1)
-            self._session.say_goodbye(lambda at: Agreement(self._session).exchange(notice, at))
+        if not self._session.usable or self.open is not None:
+            return
+        heard = self.step is not None or not isinstance(self._rules.capacity, int)
+
+        def speak(at: At) -> None:
+            finish(at.deadline - time.monotonic())
+            if self._session.role == "attention" and heard:
+                Agreement(self._session).exchange(Notice("close", 0, -1), at)
+
+        self._session.say_goodbye(speak)
 
     def check_left(self, error: PeerLost) -> None:
         """Where steps are never begun: say that the attention side has closed, if that is what `error` comes from."""
@@ -140,7 +156,9 @@ class Course:
             raise JanusError("comm.role", f"rank {session.rank} is idle in topology {session.topology}; it only closes")
         session.check_usable(what)
         if isinstance(self.open, str):
-            order(f"{what} while {self.open}_async is under way; wait() for it first")
+            order(
+                f"{what} while {self.open} is under way; wait() for it first, or close the exchange if it was interrupted"
+            )
         if self.open is not None:
             verb = "combine" if session.role == "attention" else "reply"
             order(f"{what} while layer {self.open.layer} is under way; call {verb}(handle) first")
@@ -163,7 +181,8 @@ class Course:
         return Agreement(self._session).exchange(notice, At.within(phase, notice.layer, waiting))
 
     def _as_step(self, heard: Notice) -> Step:
-        rules, size = self._rules, self._rules.rows(heard.counts)
+        rules = self._rules
+        size = None if self.forced else rules.rows(heard.counts)  # a measurement takes the rows it asks for
         counts = heard.counts if size is None else (size,) * len(heard.counts)
         route = self.forced or self.cost.route(
             rules.regime, topology=self._session.topology, counts=counts, row_bytes=rules.row_bytes,

@@ -270,5 +270,8 @@ class StreamLane:
             event.record(self._stream)
         return StreamPending(value, event, self._streams, call)
 
+    def finish(self, seconds: float) -> None:
+        """Nothing: who uses the device next comes later in its streams."""
+
     def close(self, seconds: float = 1.0) -> None:
         """Nothing to end."""

@@ -62,6 +62,8 @@ class Transport:
         else:
             codec = Whole(trip, counts, arena, self._none, own, into)
         cargo, trail = outward(wire, trip, codec, at)
+        if isinstance(codec, Whole) and cargo is not None:
+            wire.settle(at, DISPATCH_TAG)  # rows are passed on from where they stand, and the caller may change them
         return cargo, codec.counts, trail
 
     def reply(self, trail: Trail, y: torch.Tensor, at: At) -> Callable[[], None]:

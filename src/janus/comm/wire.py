@@ -76,6 +76,7 @@ class Wire:
         self._watch, self._links, self._number = watch, links, links.number
         self._sends: dict[int, list[Post]] = {}
         self._counting = threading.Lock()  # the lanes send from threads of their own
+        self._settling: dict[int, threading.Lock] = {}
         self.reset_traffic()
 
     def send(self, peer: int, rows: torch.Tensor, tag: int, at: At) -> None:
@@ -86,9 +87,10 @@ class Wire:
             self.traffic[link] = self.traffic[link].plus(flat.numel())
         try:
             post = Post(peer, self._group.send([flat], self._number[peer], tag), flat)
-            self._sends.setdefault(tag, []).append(post)
         except RuntimeError as error:
             raise self._lost(peer, at, error) from None
+        with self._counting:
+            self._sends.setdefault(tag, []).append(post)
 
     def recv(self, peer: int, into: torch.Tensor, tag: int, at: At) -> Post:
         """Post contiguous `into`; a message may be shorter than it."""
@@ -114,7 +116,12 @@ class Wire:
     def settle(self, at: At, *tags: int) -> None:
         """Wait until everything sent, or sent with one of `tags`, has left its buffers."""
         for tag in tags or tuple(self._sends):
-            self.wait(self._sends.pop(tag, ()), at)
+            with self._counting:
+                alone = self._settling.setdefault(tag, threading.Lock())
+            with alone:  # who comes while another thread waits for these posts must not go on before they are gone
+                with self._counting:
+                    posts = self._sends.pop(tag, ())
+                self.wait(posts, at)
 
     def reset_traffic(self) -> None:
         """Count from zero again."""
