@@ -35,7 +35,7 @@ from janus.comm import CostModel
 
 SIZES = (1, 4, 16, 64)
 SETTINGS = ((5120, 200), (5120, 1000), (2048, 1000), (2048, 200))  # H, Mbit/s; a shape gets the i-th and the i+2nd
-CALIBRATE_S = 5.0
+CALIBRATE_S = 4.5
 GROUP_S = 13.0  # for the cells of a group, by the model: what does not fit is left out
 
 
@@ -50,9 +50,9 @@ def groups(quick: bool = False) -> list[Group]:
 def measured(bed: Testbed, group: Group, samples: int) -> Iterator[dict[str, Any]]:
     """All rows of a group."""
     with opened(bed, group) as ranks:
-        model = start(ranks, group, max(SIZES), CALIBRATE_S)
+        model, seconds = start(ranks, group, max(SIZES), CALIBRATE_S)
         for b in fitting(group, model, samples):
-            yield from cell(ranks, group, b, model, samples)
+            yield from (row | {"calibrate_s": round(seconds, 2)} for row in cell(ranks, group, b, model, samples))
 
 
 def fitting(group: Group, model: CostModel, samples: int) -> list[int]:
@@ -98,7 +98,7 @@ def judge(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "best": best["way"], "chosen": auto["regime"], "ratio": auto["ms"] / best["ms"], "counts": differs,
                 "overhead": auto["step_ms"] / same["step_ms"] - 1, "flat": ways["flat"]["ms"] / auto["ms"],
                 "errors": [row["predicted_ms"] / row["ms"] - 1 for row in fixed.values()],
-                "bound": auto["bound_ms"] / auto["ms"],
+                "bound": auto["bound_ms"] / auto["ms"], "calibrate_s": auto["calibrate_s"],
             }
         )  # fmt: skip
     return found

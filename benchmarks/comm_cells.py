@@ -78,10 +78,11 @@ def opened(bed: Testbed, group: Group) -> Ranks:
     return bed.ranks(group.node_of_rank, module="comm_ranks", path=PATHS)
 
 
-def start(ranks: Ranks, group: Group, most: int, seconds: float) -> CostModel:
-    """One exchange on all ranks; with `seconds` it is calibrated."""
+def start(ranks: Ranks, group: Group, most: int, seconds: float) -> tuple[CostModel, float]:
+    """One exchange on all ranks; with `seconds` it is calibrated: the model, and how long that took."""
     args = {"topology": group.topology.to_dict(), "hidden": group.hidden, "dtype": DTYPE, "most": most}
-    return CostModel(**ranks.call("open_exchange", deadline_s=120, seconds=seconds, **args)[0])
+    told = ranks.call("open_exchange", deadline_s=120, seconds=seconds, **args)
+    return CostModel(**told[0]["cost"]), max(each["seconds"] for each in told)
 
 
 def ways(model: CostModel, group: Group, b: int) -> dict[str, Any]:

@@ -18,14 +18,15 @@ TIMEOUTS = Timeouts(rendezvous_s=90, step_s=60)
 
 
 def open_exchange(topology: dict, hidden: int, dtype: str, most: int, seconds: float = 0.0) -> dict[str, Any]:
-    """One exchange that all later calls use; with `seconds` it is calibrated. Returns its cost model."""
+    """One exchange that all later calls use; with `seconds` it is calibrated. Its cost model, and how long that took."""
     close_exchange()
     shape = Topology.from_dict(topology)
     ex = Exchange(shape, hidden_size=hidden, dtype=dtype, max_tokens=most, timeouts=TIMEOUTS)
     STATE["ex"], STATE["rows"] = ex, torch.ones(most * shape.n_attention, hidden, dtype=ex.dtype)
+    began = time.monotonic()
     if seconds:
         ex.calibrate(seconds=seconds)
-    return ex.cost.to_dict()
+    return {"cost": ex.cost.to_dict(), "seconds": time.monotonic() - began}
 
 
 def close_exchange() -> None:

@@ -39,6 +39,7 @@ def figures(cells: list[dict], groups: int, *, loose: bool) -> list[dict]:
     overhead = 100 * float(np.median([c["overhead"] for c in cells]))
     raw = [c["ratio"] for c in cells]
     note = f"{len(cells)} cells in {groups} groups; whatever the spread: {100 * np.mean(np.array(raw) <= 1.1):.0f} %"
+    calibrated = [c["calibrate_s"] for c in cells]
     flat = float(np.median([c["flat"] for c in cells]))
     return [
         figure("cells where auto is within 10 % of the best regime", round(share, 1), f">= {least}", share >= least, "%", note),
@@ -46,6 +47,7 @@ def figures(cells: list[dict], groups: int, *, loose: bool) -> list[dict]:
         figure("overhead of auto over the same regime, median", round(overhead, 2), f"<= {over}", overhead <= over, "%"),
         figure("prediction against measurement, median error", round(float(np.median(errors)), 1), f"<= {off}", np.median(errors) <= off, "%",
                f"90 % of them below {np.percentile(errors, 90):.0f} %"),
+        figure("calibration, median of the groups", round(float(np.median(calibrated)), 2), "<= 5", np.median(calibrated) <= 5, "s", f"longest {max(calibrated):.1f} s"),
         figure("flat all_to_all_single / auto, median", round(flat, 2), "> 1", flat > 1, "x", f"worst {min(c['flat'] for c in cells):.2f}"),
     ]  # fmt: skip
 

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from janus.comm.api import Exchange
 
 LAYERS = 2  # of a step: some ranks end a layer before others, and are waited for in the next
-MOST_RUNS = 7
+MOST_RUNS = 15
 LARGEST = 1 / 24  # of the time given: how long one layer of the largest size may take
+LEAST_SIZES = 3  # one tells nothing about bytes, and the second may still be all latency
 KEEP = 3  # sizes up to the largest, besides the smallest
 
 
@@ -40,11 +41,13 @@ def _measured(ex: Exchange, seconds: float) -> list[list[Any]]:
     sizes = sorted(spent)
     sizes = sorted({sizes[0], *sizes[-KEEP:]})
     times: dict[tuple[Route, int], list[float]] = {}
+    left = _agreed(ex, "left", deadline - time.monotonic())
+    layers = LAYERS if LAYERS * len(routes) * sum(spent[b] for b in sizes) < left else 1
     for i, b in enumerate(sizes):
         share = _agreed(ex, "left", deadline - time.monotonic()) / (len(sizes) - i)
-        for _ in range(max(1, min(MOST_RUNS, int(share / (len(routes) * LAYERS * spent[b]))))):
+        for _ in range(max(1, min(MOST_RUNS, int(share / (len(routes) * layers * spent[b]))))):
             for route in routes:
-                times.setdefault((route, b), []).append(_time(ex, rows, route, b))
+                times.setdefault((route, b), []).append(_time(ex, rows, route, b, layers))
     return [[*route, b, statistics.median(found)] for (route, b), found in times.items()]
 
 
@@ -58,33 +61,35 @@ def _routes(ex: Exchange) -> list[Route]:
 def _probe(ex: Exchange, rows: torch.Tensor, route: Route, longest_s: float, deadline: float) -> dict[int, float]:
     """Token counts from 1 to one that takes long enough, with the seconds of a layer, alike on all ranks."""
     b = 1
-    _time(ex, rows, route, b)  # the first message over a connection pays for it
-    spent = {b: _agreed(ex, "probe", _time(ex, rows, route, b))}
+    _time(ex, rows, route, b, LAYERS)  # the first message over a connection pays for it
+    spent = {b: _agreed(ex, "probe", _time(ex, rows, route, b, LAYERS))}
     most = ex._rules.most
-    while b < most and spent[b] * 4 < longest_s and _agreed(ex, "left", deadline - time.monotonic()) > 0:
+    while b < most and (len(spent) < LEAST_SIZES or spent[b] * 4 < longest_s):
+        if _agreed(ex, "left", deadline - time.monotonic()) <= 0:
+            break
         b = min(b * 4, most)
-        spent[b] = _agreed(ex, "probe", _time(ex, rows, route, b))
+        spent[b] = _agreed(ex, "probe", _time(ex, rows, route, b, 1))
     return spent
 
 
-def _time(ex: Exchange, rows: torch.Tensor, route: Route, b: int) -> float:
+def _time(ex: Exchange, rows: torch.Tensor, route: Route, b: int, layers: int) -> float:
     """Seconds of one dispatch and combine with b tokens on every attention rank, as this rank saw it."""
     ex._course.forced = route
     try:
         if ex.role == "attention":
             ex.begin(b)
             started = time.perf_counter()
-            for layer in range(LAYERS):
+            for layer in range(layers):
                 ex.combine(ex.dispatch(rows[:b], layer=layer, **_choices(ex, b)), out=rows[:b])
         else:
             ex.begin()
             started = time.perf_counter()
-            for _ in range(LAYERS):
+            for _ in range(layers):
                 x_all, handle = ex.receive()
                 ex.reply(x_all, handle)
         if ex.device.type == "cuda":
             torch.cuda.synchronize()  # the calls above have only been queued
-        return (time.perf_counter() - started) / LAYERS
+        return (time.perf_counter() - started) / layers
     finally:
         ex._course.forced = None
 
