@@ -124,7 +124,7 @@ def cell(**ms):
     return [
         {
             **group, "b": 4, "way": way, "regime": chosen if way == "auto" else way, "depth": 1, "ms": value,
-            "ms_p90": value * 1.1, "step_ms": 3 * value, "predicted_ms": value * 1.25, "bound_ms": 5,
+            "ms_p90": value * 1.1, "step_ms": 3 * value, "predicted_ms": value * 1.25, "bound_ms": 5, "calibrate_s": 4.0,
         }
         for way, value in ms.items()
     ]  # fmt: skip

@@ -308,7 +308,8 @@ class Exchange(Services):
         ``"auto"`` over all), with few and with many tokens.
 
         Args:
-            seconds: about how long it may take, the largest that any rank gives; at least one run of everything; 5 is enough up to some 30 ranks.
+            seconds: about how long it may take, the largest that any rank gives; at least one run of everything is made.
+                5 is enough up to some 30 ranks.
 
         Returns:
             The same `CostModel` on every rank, which is also `cost` from now on.

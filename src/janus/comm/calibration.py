@@ -19,6 +19,7 @@ LAYERS = 2  # of a step: some ranks end a layer before others, and are waited fo
 MOST_RUNS = 15
 LARGEST = 1 / 24  # of the time given: how long one layer of the largest size may take
 LEAST_SIZES = 3  # one tells nothing about bytes, and the second may still be all latency
+AS_DIRECT = 4  # all routes together take about as long as so many times "direct"
 KEEP = 3  # sizes up to the largest, besides the smallest
 
 
@@ -64,8 +65,10 @@ def _probe(ex: Exchange, rows: torch.Tensor, route: Route, longest_s: float, dea
     _time(ex, rows, route, b, LAYERS)  # the first message over a connection pays for it
     spent = {b: _agreed(ex, "probe", _time(ex, rows, route, b, LAYERS))}
     most = ex._rules.most
-    while b < most and (len(spent) < LEAST_SIZES or spent[b] * 4 < longest_s):
-        if _agreed(ex, "left", deadline - time.monotonic()) <= 0:
+    while b < most:
+        left = _agreed(ex, "left", deadline - time.monotonic())
+        affordable = len(spent) < LEAST_SIZES and spent[b] * 4 * AS_DIRECT < left
+        if left <= 0 or not (len(spent) < 2 or affordable or spent[b] * 4 < longest_s):
             break
         b = min(b * 4, most)
         spent[b] = _agreed(ex, "probe", _time(ex, rows, route, b, 1))
