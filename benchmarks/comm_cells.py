@@ -62,14 +62,12 @@ class Group:
 
     def phase_bytes(self, route: Route, b: int) -> tuple[float, float]:
         """Bytes of the busiest node port, phase by phase added up, of the way out and of the way home."""
-        found = [0, 0]
         ports = ports_of(route, self.topology)
         rows = ports.rows(np.array(self.counts(b)), None)[ports.bundle]
         at_nodes = (ports.kind == 3) * ports.loads * rows * self.row_bytes  # level "node", link "between_nodes"
         busy = np.maximum.reduceat(np.add.reduceat(at_nodes, ports.starts), ports.phase_starts)
         back = ports.back[ports.starts[ports.phase_starts]]
-        found = [float(busy[~back].sum()), float(busy[back].sum())]
-        return found[0], found[1]
+        return float(busy[~back].sum()), float(busy[back].sum())
 
 
 def opened(bed: Testbed, group: Group) -> Ranks:

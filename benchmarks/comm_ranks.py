@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from comm_batches import Batch, C, H, K, one_layer
 
-from janus.comm import CostModel, Exchange, Timeouts
+from janus.comm import Exchange, Timeouts
 from janus.comm.layout import Route, possible
 from janus.types import Topology
 
@@ -98,19 +98,6 @@ def _meet(wanted: bool) -> None:
         torch.distributed.barrier()
 
 
-def traffic(way: list, counts: list[int]) -> dict[str, list[int]]:
-    """Messages and bytes this rank sends in one layer over `way`."""
-    ex = STATE["ex"]
-    before = ex.traffic()
-    measure([[way, counts]], 1)
-    told = 24 * (len(ex.topology.attention_ranks) - 1 + ex.topology.n_experts) if ex.role == "attention" else 0
-    after = ex.traffic()
-    sent = {
-        link: [after[link].messages - before[link].messages, after[link].bytes - before[link].bytes] for link in after
-    }
-    return {**sent, "told": [told]}
-
-
 def payload(topology: dict, plans: list) -> int:
     """Both gates, all routes, dtypes taking turns: every result bit for bit that of the plain reference; how many."""
     shape, checked = Topology.from_dict(topology), 0
@@ -130,8 +117,3 @@ def payload(topology: dict, plans: list) -> int:
             if ex.role == "expert":
                 assert ex.begin().closed
     return checked
-
-
-def use_cost(cost: dict) -> None:
-    """The same model on every rank from here on."""
-    STATE["ex"]._course.cost = CostModel(**cost)
