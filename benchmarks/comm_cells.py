@@ -165,13 +165,13 @@ def row(group: Group, b: int, name: str, route: tuple[str, int], model: CostMode
 
 
 def directions(ranks: Ranks, group: Group, b: int, route: Route, times: int) -> tuple[float, float]:
-    """Median seconds of the way out and of the way home, all ranks starting each together."""
+    """Median seconds of the way out and of the way home, from the first start to the last end; all ranks meet before each."""
     steps = [[list(route), list(group.counts(b))]] * times
     told = ranks.call("measure", deadline_s=60 + 60 * times, plan=steps, layers=1, apart=True)
     n_a, everyone = group.topology.n_attention, range(group.topology.world_size)
     out, home = [], []
     for i in range(times):
         marks = [told[rank][i][0] for rank in everyone]
-        out.append(max(m[2] for m in marks[n_a:]) - max(m[1] for m in marks))
-        home.append(max(m[4] for m in marks[:n_a]) - max(m[3] for m in marks))
+        out.append(max(m[2] for m in marks[n_a:]) - min(m[1] for m in marks))
+        home.append(max(m[4] for m in marks[:n_a]) - min(m[3] for m in marks))
     return statistics.median(out), statistics.median(home)
