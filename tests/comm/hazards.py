@@ -6,8 +6,8 @@ import time
 
 import torch
 from comm_batches import Batch, C, H, K, one_layer, same_bits
+from modes import _begin, _code
 
-import janus
 from janus.comm import Exchange
 from janus.comm.layout import REGIMES
 from janus.types import Topology
@@ -16,18 +16,6 @@ from janus.types import Topology
 def _exchange(topology, gate="experts", **more):
     more = {"max_tokens": 40, "timeout_s": 8, "dtype": "float32", **more}
     return Exchange(topology, hidden_size=H, gate=gate, top_k=K, slots_per_instance=C, **more)
-
-
-def _begin(ex, counts):
-    return ex.begin(counts[ex.topology.instance(ex.rank)] if ex.role == "attention" else None)
-
-
-def _code(call):
-    try:
-        call()
-    except janus.JanusError as error:
-        return error.code
-    return "no error"
 
 
 def rows_changed_in_place(topology, counts, late):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -78,9 +78,11 @@ class Ports:
         share = np.array([_share(t, self.topology.n_experts, top_k) for t in range(self.topology.n_experts + 1)])
         return -(-rows * share[targets] // _ONE)
 
-    @property
+    @cached_property  # the same objects serve every prediction of a route
     def _columns(self) -> IntArray:
-        return _columns(self.bundles)
+        """[5, bundles]: first source, end of the sources, piece, pieces, targets."""
+        found = [(b.sources[0], b.sources[-1] + 1, b.piece, b.pieces, b.targets) for b in self.bundles]
+        return np.array(found, dtype=np.int64).reshape(-1, 5).T
 
 
 _ONE = 1 << 20  # a share of 1, in fixed point: every rank computes alike
@@ -90,12 +92,6 @@ _ONE = 1 << 20  # a share of 1, in fixed point: every rank computes alike
 def _share(targets: int, instances: int, top_k: int) -> int:
     """Of the rows, how many want one of `targets` instances, if each picks `top_k` at random; in fixed point."""
     return _ONE - _ONE * (instances - targets) ** top_k // instances**top_k
-
-
-@lru_cache(maxsize=256)
-def _columns(bundles: tuple[Bundle, ...]) -> IntArray:
-    found = [(b.sources[0], b.sources[-1] + 1, b.piece, b.pieces, b.targets) for b in bundles]
-    return np.array(found, dtype=np.int64).reshape(-1, 5).T
 
 
 @lru_cache(maxsize=128)
