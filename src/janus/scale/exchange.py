@@ -66,9 +66,15 @@ class ExchangeCost:
 
     def layer_s(self, n_a: int, n_e: int, B: int, row_bytes: int) -> float:
         """Seconds of one dispatch and combine of `B` rows of `row_bytes` bytes, spread evenly over `n_a`."""
-        if not self._ranks_only:
+        if not self.closed:
             return self.listed_s(n_a, n_e, B, row_bytes)
         return min(self.regimes_s(n_a, n_e, B, row_bytes).values())
+
+    def layers_s(self, n_a: Array, n_e: Array, B: Array, row_bytes: int) -> Array:
+        """As `layer_s`, for arrays [N] of pools and batches."""
+        import numpy as np
+
+        return np.array([self.layer_s(int(a), int(e), int(b), row_bytes) for a, e, b in zip(n_a, n_e, B, strict=True)])
 
     def regimes_s(self, n_a: int, n_e: int, B: int, row_bytes: int) -> dict[str, float]:
         """Of `layer_s`: seconds of each regime that may pay for these pools, at its best depth, in closed form."""
@@ -83,7 +89,8 @@ class ExchangeCost:
         return self.model.predict("auto", topology=topology, counts=split(B, n_a), row_bytes=row_bytes)
 
     @cached_property
-    def _ranks_only(self) -> bool:
+    def closed(self) -> bool:
+        """True when the costs have a closed form: ports of ranks alone, no time per phase, no measured factors."""
         m = self.model
         shared = (m.node_alpha_s, m.node_beta_s_per_byte, m.world_alpha_s, m.world_beta_s_per_byte)
         return not m.round_s and not m.factors and not any(value for level in shared for value in level.values())
