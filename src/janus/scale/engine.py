@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from janus.errors import JanusError
+from janus.scale.engine_config import EngineConfig
 from janus.scale.engine_fit import fit_log_positive
-from janus.scale.engine_work import EngineConfig, Work, borrowed_popularity, decode_work, prefill_work, touched
+from janus.scale.engine_work import Work, borrowed_popularity, decode_work, prefill_work, touched
 from janus.scale.hardware import positive
 from janus.types.drawing import inclusion, resample_popularity
 
@@ -25,8 +26,8 @@ class EngineCoefficients:
         compute: share of the peak FLOP/s.
         link: share of the peak link bandwidth. 0.5: measured NCCL all-reduces of 64 MB and more on H200.
         layer_us: fixed time of a layer, all its kernels, us. 76: `Efficiency.attention_us` + `Efficiency.moe_us`.
-        message_us: fixed time of a collective, per log2 of the GPUs in it, us. 5: measured NCCL all-reduces of 1 to 16 KB on
-            H200 (7, 10 and 16 us over 2, 4 and 8 GPUs).
+        message_us: fixed time of a collective, us. 6: measured NCCL all-reduces of up to 4 KB over two H200; engines' own
+            kernels keep it about there over 4 and 8, where NCCL takes 10 and 16.
         step_ms: fixed time of a step outside the layers, ms. 1: `Efficiency.step_us`.
 
     Raises:
@@ -87,7 +88,7 @@ class EngineModel:
     """Step times of colocated engines.
 
     Args:
-        coefficients: defaults to `FITTED`; `EngineCoefficients()` is the roofline before any fit.
+        coefficients: the defaults are a roofline; `fit` makes better ones from measurements of your engine.
         popularity: counts or shares per expert of one layer, any number of experts; default: gpt-oss-20b's recording.
 
     Raises:
@@ -104,8 +105,8 @@ class EngineModel:
     def __init__(
         self, coefficients: EngineCoefficients | None = None, popularity: Sequence[float] | None = None
     ) -> None:
-        self.coefficients = coefficients or FITTED
-        self._popularity = None if popularity is None else tuple(float(p) for p in popularity)
+        self.coefficients = coefficients or EngineCoefficients()
+        self._popularity = None if popularity is None else _counts(popularity)
 
     def predict(self, config: EngineConfig) -> float:
         """TPOT of `config`, ms; see `step` for its parts.
@@ -156,14 +157,14 @@ class EngineModel:
         cls,
         points: Sequence[tuple[EngineConfig, float]],
         prior: EngineCoefficients | None = None,
-        weight: float = 3.0,
+        weight: float = 0.1,
         popularity: Sequence[float] | None = None,
     ) -> EngineModel:
-        """Coefficients that explain measured TPOTs, drawn towards `prior`.
+        """Coefficients that explain measured TPOTs, drawn towards `prior`: three points of your engine are a good start.
 
         Least squares of log TPOT where errors are small, absolute errors where they are large (Huber, from 15 %), so that
-        rows that measured something else do not bend the rest. Every coefficient's prior weighs as much as `weight` points that
-        respond to it alone.
+        rows that measured something else do not bend the rest. A prior counts like `weight` points that respond to its
+        coefficient alone: 0.1 suits a few points of one engine, 3 many points of many engines.
 
         Args:
             points: configuration and measured TPOT in ms.
@@ -178,12 +179,10 @@ class EngineModel:
             raise JanusError("engine.range", "a fit needs at least one point (config, tpot_ms), got none")
         positive(weight, "weight", "engine.range")
         times = np.array([positive(tpot, "tpot_ms", "engine.range") for _, tpot in points])
-        start = cls(prior or EngineCoefficients(), popularity)
+        start = cls(prior, popularity)
         rows = np.stack([start.work_row(config) for config, _ in points])
-        return cls(
-            EngineCoefficients.from_factors(fit_log_positive(rows, times, start.coefficients.factors, weight)),
-            popularity,
-        )
+        found = fit_log_positive(rows, times, start.coefficients.factors, weight)
+        return cls(EngineCoefficients.from_factors(found), popularity)
 
     def _inclusion(self, config: EngineConfig) -> tuple[float, ...]:
         experts, top_k = config.model.experts, config.model.top_k
@@ -192,9 +191,14 @@ class EngineModel:
         return tuple(inclusion(resample_popularity(self._popularity, experts), top_k).tolist())
 
 
+def _counts(popularity: Sequence[float]) -> tuple[float, ...]:
+    counts = np.asarray(popularity, dtype=np.float64)
+    if counts.ndim != 1 or not len(counts) or not np.isfinite(counts).all() or counts.min() < 0 or not counts.any():
+        rule = "popularity must be one layer's counts per expert, finite, >= 0 and not all 0"
+        raise JanusError("routing.counts", f"{rule}; got {popularity!r}")
+    return tuple(counts.tolist())
+
+
 def _columns(work: Work) -> npt.NDArray[np.float64]:
     read, compute = work.attention_read + work.moe_read, work.attention_compute + work.moe_compute
     return np.array([read, compute, work.link, work.layers, work.messages])
-
-
-FITTED = EngineCoefficients()

@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 
 from janus.errors import JanusError, known
-from janus.scale.engine_work import EngineConfig
+from janus.scale.engine_config import EngineConfig
 from janus.scale.hardware import Cluster, positive
 from janus.scale.model import AttentionSpec, ModelSpec
 
@@ -56,6 +56,7 @@ COLUMNS = (
     "batch_size", "tp_size", "pp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size", "silicon_ttft_ms", "silicon_tpot_ms",
 )  # fmt: skip
 SAME, FILED_TWICE, SHARED_POINTS = 0.03, 0.01, 2
+Group = tuple[str, str, str, int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class SiliconPoint:
         tpot_ms: mean time between output tokens, first one excluded, ms.
         ttft_ms: mean time to the first token, queueing included, ms.
         row: the row's name in its file.
+        family: what a fit holds out together, see `distinct`; empty before.
     """
 
     config: EngineConfig
@@ -77,20 +79,13 @@ class SiliconPoint:
     tpot_ms: float
     ttft_ms: float
     row: str
+    family: str = ""
 
     @property
-    def group(self) -> tuple[str, str, str, int, int, int, int]:
-        """Model, engine, version, tp, dp, ep, pp: what a fit holds out together. GPU types share a group."""
+    def group(self) -> Group:
+        """Model, engine, version, tp, dp, ep, pp; GPU types share a group."""
         c = self.config
         return c.model.name, self.engine, self.version, c.tp, c.dp, c.ep, c.pp
-
-    @property
-    def weights_bound_ms(self) -> float:
-        """Least time one step could take: every weight it needs read once at the datasheet bandwidth, ms."""
-        from janus.scale.engine import EngineModel  # engine.py needs nothing from here
-
-        _, decode, _ = EngineModel().work(replace(self.config, isl=1, osl=2))
-        return decode.attention_read + decode.moe_read
 
 
 def read_silicon(path: str | Path, mode: str = "agg") -> list[SiliconPoint]:
@@ -119,55 +114,55 @@ def read_silicon(path: str | Path, mode: str = "agg") -> list[SiliconPoint]:
 
 
 def distinct(points: Iterable[SiliconPoint]) -> list[SiliconPoint]:
-    """One point of each set of near-duplicates: same family, GPU and load, TPOT within 3 %; the median one is kept.
+    """The points with their families, and one of each set of near-duplicates.
 
-    Points of one configuration that differ by more stay: they measured different things.
+    A family is a group (model, engine, version, parallelism), joined with the groups of the same model and engine that hold two
+    or more of its measurements (same GPU and load, TPOT within 1 %): what is filed under two versions or layouts must not stand
+    on both sides of a split. Near-duplicates are points of one family, GPU and load within 3 %; the median one is kept. Such
+    points that differ by more all stay: they measured different things.
     """
-    points = list(points)
-    family = dict(zip(points, families(points), strict=True))
+    named = [replace(point, family=family) for point, family in _with_families(list(points))]
 
-    def place(point: SiliconPoint) -> tuple[object, ...]:
+    def load(point: SiliconPoint) -> tuple[str, str, int, int, int]:
         c = point.config
-        return family[point], c.cluster.gpu.name, c.isl, c.osl, c.batch
+        return point.family, c.cluster.gpu.name, c.isl, c.osl, c.batch
 
     kept: list[SiliconPoint] = []
-    for _, same in groupby(sorted(points, key=lambda p: (str(place(p)), p.tpot_ms)), key=place):
-        cluster: list[SiliconPoint] = []
-        for point in same:
-            if cluster and point.tpot_ms > cluster[0].tpot_ms * (1 + SAME):
-                kept.append(cluster[(len(cluster) - 1) // 2])
-                cluster = []
-            cluster.append(point)
-        kept.append(cluster[(len(cluster) - 1) // 2])
+    for _, same in groupby(sorted(named, key=lambda point: (load(point), point.tpot_ms)), key=load):
+        kept += [cluster[(len(cluster) - 1) // 2] for cluster in _clusters(list(same))]
     return kept
 
 
-def families(points: Iterable[SiliconPoint]) -> list[str]:
-    """For each point the name of its held-out unit: its group, joined with groups that hold copies of its points.
+def _clusters(rising: list[SiliconPoint]) -> list[list[SiliconPoint]]:
+    """Points in rising TPOT, cut where one is more than 3 % above the first of its part."""
+    clusters = [[rising[0]]]
+    for point in rising[1:]:
+        if point.tpot_ms > clusters[-1][0].tpot_ms * (1 + SAME):
+            clusters.append([])
+        clusters[-1].append(point)
+    return clusters
 
-    Two groups of one model and engine are joined when two or more of their points (GPU, load) agree within 1 %: the same
-    measurement filed under two versions or layouts must not sit on both sides of a split.
-    """
-    points = list(points)
+
+def _with_families(points: list[SiliconPoint]) -> list[tuple[SiliconPoint, str]]:
     parent = {point.group: point.group for point in points}
 
-    def root(group: tuple[object, ...]) -> tuple[object, ...]:
+    def root(group: Group) -> Group:
         while parent[group] != group:
             group = parent[group]
         return group
 
     for a, b in _copies(points):
         parent[root(a)] = root(b)
-    return [" ".join(str(part) or "?" for part in root(point.group)) for point in points]
+    return [(point, " ".join(str(part) or "?" for part in root(point.group))) for point in points]
 
 
-def _copies(points: list[SiliconPoint]) -> list[tuple[tuple[object, ...], tuple[object, ...]]]:
+def _copies(points: list[SiliconPoint]) -> list[tuple[Group, Group]]:
     at: dict[tuple[object, ...], list[SiliconPoint]] = {}
     for point in points:
         c = point.config
         load = (c.model.name, point.engine, c.cluster.gpu.name, c.isl, c.osl, c.batch)
         at.setdefault(load, []).append(point)
-    shared: dict[tuple[tuple[object, ...], tuple[object, ...]], set[tuple[object, ...]]] = {}
+    shared: dict[tuple[Group, Group], set[tuple[object, ...]]] = {}
     for load, same in at.items():
         for a in same:
             for b in same:
@@ -210,8 +205,11 @@ def _parallel(row: Mapping[str, str], where: str) -> tuple[int, int, int, int, i
     """
     tp, moe_tp, ep = (_whole(row, f"{name}_size", where) for name in ("tp", "moe_tp", "moe_ep"))
     pp, batch = _whole(row, "pp_size", where), _whole(row, "batch_size", where)
-    dp = _whole(row, "attention_dp_size", where) if row["attention_dp_size"] else max(1, moe_tp * ep // tp)
-    batch *= dp
+    if row["attention_dp_size"]:
+        dp = _whole(row, "attention_dp_size", where)
+        batch *= dp
+    else:  # then the batch is the whole engine's
+        dp = max(1, moe_tp * ep // tp)
     if moe_tp == ep > 2 and tp * dp == ep * ep:
         tp, dp, moe_tp = (ep, 1, 1) if tp > 1 else (1, ep, 1)
     if tp * dp != moe_tp * ep:
