@@ -39,7 +39,7 @@ from janus.scale.silicon import SiliconPoint, distinct, read_silicon  # noqa: E4
 POINTS = SHARED / "data" / "e2e_silicon" / "silicon_h100_h200_moe.csv"
 MEDIAN, MAPE = 15, 25
 FAR = 50  # percent
-# One of its configurations was measured twice at one load: 19.4 and 32.2 ms. See docs/scale_silicon.md.
+# Two of its loads were measured twice: 19.4 and 32.2 ms, 39.8 and 47.8 ms. See docs/scale_silicon.md.
 SPECULATIVE = "deepseek-v3 trtllm 1.1.0rc2.post2"
 WAITED = 1.05  # to the first token, over the time of all others
 FLAT, SLOW_MS_PER_LAYER = 1.25, 0.3  # a family whose TPOT hardly depends on the load, and which pays this for a layer
