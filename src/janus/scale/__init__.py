@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from janus.scale.hardware import Cluster, Hardware
     from janus.scale.latency import Breakdown, Efficiency, LatencyModel
     from janus.scale.model import ModelSpec
+    from janus.scale.points import StepPoint, fitted_to
     from janus.scale.result import ScalePlan
 
 _HOME = {
@@ -26,6 +27,8 @@ _HOME = {
     "LatencyModel": ".latency",
     "ModelSpec": ".model",
     "ScalePlan": ".result",
+    "StepPoint": ".points",
+    "fitted_to": ".points",
     "plan": ".api",
 }
 
@@ -38,6 +41,8 @@ __all__ = [
     "LatencyModel",
     "ModelSpec",
     "ScalePlan",
+    "StepPoint",
+    "fitted_to",
     "plan",
 ]
 
