@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from janus.scale.hardware import Cluster, Hardware
     from janus.scale.latency import Breakdown, Efficiency, LatencyModel
     from janus.scale.model import ModelSpec
+    from janus.scale.points import StepPoint, fitted_to
     from janus.scale.result import ScalePlan
 
 _HOME = {
@@ -31,6 +32,8 @@ _HOME = {
     "LatencyModel": ".latency",
     "ModelSpec": ".model",
     "ScalePlan": ".result",
+    "StepPoint": ".points",
+    "fitted_to": ".points",
     "plan": ".api",
 }
 
@@ -46,6 +49,8 @@ __all__ = [
     "LatencyModel",
     "ModelSpec",
     "ScalePlan",
+    "StepPoint",
+    "fitted_to",
     "plan",
 ]
 
