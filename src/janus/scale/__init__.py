@@ -12,6 +12,7 @@ from janus.lazy import on_first_use
 if TYPE_CHECKING:
     from janus.scale.activation import ActivationTable
     from janus.scale.api import plan
+    from janus.scale.decisions import Decision, Observation
     from janus.scale.hardware import Cluster, Hardware
     from janus.scale.latency import Breakdown, Efficiency, LatencyModel
     from janus.scale.model import ModelSpec
@@ -21,10 +22,12 @@ _HOME = {
     "ActivationTable": ".activation",
     "Breakdown": ".latency",
     "Cluster": ".hardware",
+    "Decision": ".decisions",
     "Efficiency": ".latency",
     "Hardware": ".hardware",
     "LatencyModel": ".latency",
     "ModelSpec": ".model",
+    "Observation": ".decisions",
     "ScalePlan": ".result",
     "plan": ".api",
 }
@@ -33,10 +36,12 @@ __all__ = [
     "ActivationTable",
     "Breakdown",
     "Cluster",
+    "Decision",
     "Efficiency",
     "Hardware",
     "LatencyModel",
     "ModelSpec",
+    "Observation",
     "ScalePlan",
     "plan",
 ]
