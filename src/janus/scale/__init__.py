@@ -12,14 +12,17 @@ from janus.lazy import on_first_use
 if TYPE_CHECKING:
     from janus.scale.activation import ActivationTable
     from janus.scale.api import plan
+    from janus.scale.autoscaler import Autoscaler
     from janus.scale.decisions import Decision, Observation
     from janus.scale.hardware import Cluster, Hardware
     from janus.scale.latency import Breakdown, Efficiency, LatencyModel
     from janus.scale.model import ModelSpec
     from janus.scale.result import ScalePlan
+    from janus.scale.tuning import Tuning
 
 _HOME = {
     "ActivationTable": ".activation",
+    "Autoscaler": ".autoscaler",
     "Breakdown": ".latency",
     "Cluster": ".hardware",
     "Decision": ".decisions",
@@ -29,11 +32,13 @@ _HOME = {
     "ModelSpec": ".model",
     "Observation": ".decisions",
     "ScalePlan": ".result",
+    "Tuning": ".tuning",
     "plan": ".api",
 }
 
 __all__ = [
     "ActivationTable",
+    "Autoscaler",
     "Breakdown",
     "Cluster",
     "Decision",
@@ -43,6 +48,7 @@ __all__ = [
     "ModelSpec",
     "Observation",
     "ScalePlan",
+    "Tuning",
     "plan",
 ]
 
