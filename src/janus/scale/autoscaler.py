@@ -6,15 +6,13 @@ from collections import deque
 from dataclasses import replace
 from typing import Any, Unpack
 
-import numpy as np
 import numpy.typing as npt
 
 from janus.errors import JanusError, known
-from janus.scale.activation import Pair
 from janus.scale.api import Options, _check, _prefill, _problem
 from janus.scale.batches import Routing
 from janus.scale.decisions import Decision, Observation
-from janus.scale.drift import Drift, DriftMeter, Instead, shares, stretched, tpot_regret
+from janus.scale.drift import SIZES, Drift, DriftMeter, Instead, shares, stretched, tpot_regret
 from janus.scale.hardware import Cluster
 from janus.scale.migration import Migration, Pools
 from janus.scale.model import ModelSpec
@@ -94,7 +92,9 @@ class Autoscaler:
         self._headroom, self._one_map = headroom, len(routing.counts) == 1
         popular, seed = shares(routing.counts, model.moe_layers), options.get("seed", 0)
         placing = options.get("placing", "janus")
-        self._meter = DriftMeter(popular, model.top_k, self._base.slots, placing=placing, seed=seed)
+        self._meter = DriftMeter(
+            popular, model.top_k, self._base.slots, sizes=_sizes(self._base), placing=placing, seed=seed
+        )
         self._popular, self._latest = popular, popular  # smoothed over windows, and of the last one
         self._recent: deque[Observation] = deque(maxlen=self.tuning.patience)
         self._pools: Pools | None = None
@@ -134,7 +134,7 @@ class Autoscaler:
         self._learn(seen)
         if self._pools is None:
             return self._grow(seen, "nothing serves yet")
-        drift = self._drift(seen, self._pools)
+        drift = self._drifted(self._pools)
         held = self._held(seen, self._pools, drift.stretch)
         if held.rejected:
             return self._mend(seen, held, drift)
@@ -158,15 +158,14 @@ class Autoscaler:
 
     def _forget(self) -> None:
         """Popularity or placement changed: what was measured of them is out of date."""
-        self._drifts: dict[int, Drift] = {}  # by batch
-        self._stretches: dict[Pair, float] = {}  # by pool size and batch
-        self._factors: dict[int, float] = {}  # by pool size: those of the decision at hand
-        self._other = 1.0  # of pool sizes that were not looked at
+        self._drift: Drift | None = None  # of the pools at hand
+        self._factors: dict[int, float] = {}  # stretch of the table by pool size, once experts are placed anew
 
     def _problem(self, seen: Observation, stretch: float | None = None) -> Problem:
         """The planner's problem for one window; `stretch` on every pool size, or what is known of each."""
         wanted = max(seen.demand * self._headroom, 1e-6)  # an idle service is planned for one request
-        factors, other = (self._factors, self._other) if stretch is None else ({}, stretch)
+        likely = self._drift.followed if self._drift else 1.0
+        factors, other = (self._factors, likely) if stretch is None else ({}, stretch)
         table = stretched(self._base.table, lambda n: factors.get(n, other))
         prefill = _prefill(self._prompts[0], wanted, *self._prompts[1:])
         return replace(self._base, demand=wanted, context=float(seen.context), table=table, prefill=prefill)
@@ -179,18 +178,12 @@ class Autoscaler:
         """A decision never rests on an interpolated a_max."""
         self._base = replace(self._base, table=self._base.table.extended([(n_e, self._base.slots)]))
 
-    def _drift(self, seen: Observation, pools: Pools) -> Drift:
-        """The placement at hand against others, at the batch that the pools run."""
-        B = self._batch(self._held(seen, pools, 1.0).batch)
-        if B not in self._drifts:
-            self._drifts[B] = self._meter.compare(pools.placement, self._popular, self._latest, B)
-        drift = self._drifts[B]
-        self._factors, self._other = {pools.n_experts: drift.followed}, drift.followed
-        return drift
-
-    def _batch(self, batch: int) -> int:
-        """The nearest measured batch size, so that a batch that wanders does not change the draws."""
-        return min(self._base.table.batch_sizes, key=lambda B: abs(np.log(B / max(batch, 1))))
+    def _drifted(self, pools: Pools) -> Drift:
+        """The placement at hand against others."""
+        if self._drift is None:
+            self._drift = self._meter.compare(pools.placement, self._popular, self._latest)
+            self._factors[pools.n_experts] = self._drift.followed
+        return self._drift
 
     def _cheapest(self, seen: Observation, below: int | None = None) -> tuple[Candidate | None, tuple[Candidate, ...]]:
         """The fewest GPUs (fewer than `below`) that serve a window, on measured values alone; and all that was tried."""
@@ -200,19 +193,16 @@ class Autoscaler:
             problem = replace(self._problem(seen), **limits)
             tried = tuple(c for c in search(problem) if c.gpus <= most)
             best = pick(tried)
-            if best is None or ((best.n_e, base.slots) in problem.table.rows and self._measured(best.n_e, best.batch)):
+            if best is None or ((best.n_e, base.slots) in problem.table.rows and self._measured(best.n_e)):
                 return best, tried
             self._measure(best.n_e)
 
-    def _measured(self, n_e: int, batch: int) -> bool:
+    def _measured(self, n_e: int) -> bool:
         """Was the stretch of this pool size known to the search? It is afterwards."""
         if n_e in self._factors:
             return True
-        key = (n_e, self._batch(batch))
-        if key not in self._stretches:
-            old = self._pools.placement if self._pools else None
-            self._stretches[key] = self._meter.stretch(self._popular, self._latest, *key, old)
-        self._factors[n_e] = self._stretches[key]
+        old = self._pools.placement if self._pools else None
+        self._factors[n_e] = self._meter.stretch(self._popular, self._latest, n_e, old)
         return False
 
     def _worst(self) -> Observation:
@@ -236,10 +226,10 @@ class Autoscaler:
         """The pools fail: re-place if that is enough, else other pools."""
         assert self._pools is not None
         why = f"{held.name} fails by {held.rejected}: {held.detail}"
-        if drift.replaced < drift.stretch:
-            after = self._held(seen, self._pools, drift.replaced)
+        best = min(drift.candidates, key=drift.after)
+        if drift.after(best) < drift.stretch:
+            after = self._held(seen, self._pools, drift.after(best))
             if not after.rejected:
-                best = min(drift.candidates, key=lambda c: c.a_max)
                 return self._move(seen, "place", self._new(held.n_a, held.n_e, best.previous), f"{why}; re-placed")
         return self._grow(seen, why)
 
@@ -270,14 +260,13 @@ class Autoscaler:
         cost, saved = self._migration(new).transfer_s, gain * self.tuning.horizon_s
         if saved <= cost:
             return None
-        why = (
-            f"a_max {drift.now:.2f} to {best.a_max:.2f}, {gain:.2%} of a step: saves {saved:.1f} s, costs {cost:.2f} s"
-        )
+        now, then = (a[self._meter.nearest(held.batch)] for a in (drift.now, best.a_max))
+        why = f"a_max {now:.2f} to {then:.2f}, {gain:.2%} of a step: saves {saved:.1f} s, costs {cost:.2f} s"
         return self._move(seen, "place", new, why)
 
     def _regret(self, seen: Observation, held: Candidate, drift: Drift, other: Instead) -> float:
-        at = self._base.table.at(held.n_e, held.batch, self._base.slots)
-        now, then = (at._replace(a_max=at.a_max * a / drift.known) for a in (drift.now, other.a_max))
+        size, at = self._meter.nearest(held.batch), self._base.table.at(held.n_e, held.batch, self._base.slots)
+        now, then = (at._replace(a_max=at.a_max * float((a / drift.known)[size])) for a in (drift.now, other.a_max))
         return tpot_regret(self._base.latency, (held.n_a, held.n_e), held.batch, float(seen.context), now, then)
 
     def _load_s(self, other: Instead) -> float:
@@ -308,6 +297,11 @@ class Autoscaler:
 
     def _answer(self, seen: Observation, action: str, pools: Pools, why: str, *cost: Any) -> Decision:
         return Decision(seen.time_s, action, pools.n_attention, pools.n_experts, pools.placement, why, *cost)
+
+
+def _sizes(problem: Problem) -> tuple[int, ...]:
+    """Batch sizes to judge placements at, within what the table was measured for."""
+    return tuple(sorted({min(B, problem.table.batch_sizes[-1]) for B in SIZES}))
 
 
 def _tells(c: Candidate) -> str:

@@ -15,6 +15,7 @@ from janus.types import Placement
 
 Floats = npt.NDArray[np.float64]
 WHOLE = 2.0**30  # popularity is kept as shares of a layer, and given to `place` as whole numbers of this sum
+SIZES = (16, 64, 256)  # below them any map will do, above them every expert is active
 _HELD_OUT = 2  # `place` draws with (seed, 0) and (seed, 1): batches to judge on are others
 
 
@@ -30,24 +31,24 @@ def shares(counts: npt.ArrayLike, layers: int) -> Floats:
     return (rows / rows.sum(axis=1, keepdims=True))[nearest]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Instead:
     """A placement that could replace the one at hand, on the sampled layers.
 
     Args:
         previous: True when it starts from the placement at hand and changes only what pays.
-        a_max: mean over the sampled layers and batches, experts.
+        a_max: float64 [S], mean over the sampled layers and batches of each size, experts.
         moved: most slots that one instance has to load, all layers (from the sampled ones, in proportion).
     """
 
     previous: bool
-    a_max: float
+    a_max: Floats
     moved: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Drift:
-    """a_max of the placement at hand on the routing that is seen, and of those that could replace it.
+    """a_max of the placement at hand on the routing that is seen, and of those that could replace it; each [S].
 
     Args:
         now: with the placement at hand.
@@ -55,24 +56,23 @@ class Drift:
         candidates: placements made for the routing that is seen.
     """
 
-    now: float
-    known: float
+    now: Floats
+    known: Floats
     candidates: tuple[Instead, ...]
 
     @property
     def stretch(self) -> float:
-        """What the table's a_max is to be multiplied by while the placement stays."""
-        return self.now / self.known
+        """What the table's a_max is to be multiplied by while the placement stays: the largest over batch sizes."""
+        return float((self.now / self.known).max())
+
+    def after(self, candidate: Instead) -> float:
+        """The same once `candidate` has replaced it."""
+        return float((candidate.a_max / self.known).max())
 
     @property
     def followed(self) -> float:
-        """The same with the candidate that starts from the placement at hand."""
-        return next(c.a_max for c in self.candidates if c.previous) / self.known
-
-    @property
-    def replaced(self) -> float:
-        """The same once the best of the candidates has replaced it, at most `stretch`."""
-        return min(self.now, *(c.a_max for c in self.candidates)) / self.known
+        """`after` the candidate that starts from the placement at hand."""
+        return next(self.after(c) for c in self.candidates if c.previous)
 
 
 class DriftMeter:
@@ -85,6 +85,7 @@ class DriftMeter:
         known_LE: float64 [L, E], shares of the routing that the activation table was measured on.
         top_k: K.
         slots: C.
+        sizes: S batch sizes to judge at, tokens.
         placing: method of `janus.sched.place`.
         layers: how many layers to look at, evenly spaced.
         samples: batches per layer.
@@ -97,15 +98,16 @@ class DriftMeter:
         top_k: int,
         slots: int,
         *,
+        sizes: tuple[int, ...] = SIZES,
         placing: str = "janus",
         layers: int = 8,
         samples: int = 64,
         seed: int = 0,
     ) -> None:
-        self.known, self.top_k, self.slots = known_LE, top_k, slots
+        self.known, self.top_k, self.slots, self.sizes = known_LE, top_k, slots, sizes
         self.placing, self.samples, self.seed = placing, samples, seed
         self.layers = sorted({int(i) for i in np.linspace(0, len(known_LE) - 1, layers).round()})
-        self._reference = lru_cache(maxsize=None)(self._measured_reference)
+        self.reference = lru_cache(maxsize=None)(self._measured_reference)  # float64 [S] of a pool size
 
     def place(self, shares_LE: Floats, n_e: int, previous: Placement | None) -> Placement:
         """Every layer placed for `shares_LE` ([E]: one map for all); from `previous` on, changing only what pays."""
@@ -122,44 +124,49 @@ class DriftMeter:
         """The sampled layers of a placement of the whole model."""
         return Placement(placement.slots[[placement.layer(i) for i in self.layers]], placement.num_experts)
 
-    def a_max(self, sampled: Placement, shares_LE: Floats, B: int) -> float:
-        """Mean exact a_max of the maps of the sampled layers on batches of `B` tokens."""
+    def a_max(self, sampled: Placement, shares_LE: Floats) -> Floats:
+        """float64 [S]: mean exact a_max of the maps of the sampled layers on batches of each size."""
         from janus.sched import Balancer
         from janus.sched.popularity import Popularity
 
-        balancer, tops = Balancer(sampled, max_tokens=sampled.num_experts), []
+        balancer = Balancer(sampled, max_tokens=sampled.num_experts)
+        tops = np.empty((len(self.layers), self.samples, len(self.sizes)))
         for i, layer in enumerate(self.layers):
             popular = Popularity(np.rint(shares_LE[layer] * WHOLE), self.top_k)
-            for active in popular.active_sets((B,), self.samples, (self.seed, _HELD_OUT)).T:
+            active_nE = popular.active_sets(self.sizes, self.samples, (self.seed, _HELD_OUT)).T
+            for at, active in zip(np.ndindex(tops.shape[1:]), active_nE, strict=True):
                 balancer(np.flatnonzero(active)[:, None], i)
-                tops.append(int(balancer.load.max()))
-        return float(np.mean(tops))
+                tops[i][at] = balancer.load.max()
+        return tops.mean(axis=(0, 1))
 
-    def stretch(self, placed_LE: Floats, judged_LE: Floats, n_e: int, B: int, old: Placement | None = None) -> float:
+    def stretch(self, placed_LE: Floats, judged_LE: Floats, n_e: int, old: Placement | None = None) -> float:
         """What the table's a_max of `n_e` instances is to be multiplied by, placed for one routing, judged on another.
 
         Args:
             placed_LE: float64 [L, E], shares to place for, from `old` on where there is one.
             judged_LE: float64 [L, E], shares to draw batches from.
             n_e: expert instances.
-            B: tokens of a batch.
             old: placement of the whole model at hand, on any number of instances.
         """
         new = self.sample(placed_LE, n_e, None if old is None else self.maps(old))
-        return self.a_max(new, judged_LE, B) / self._reference(n_e, B)
+        return float((self.a_max(new, judged_LE) / self.reference(n_e)).max())
 
-    def compare(self, placement: Placement, placed_LE: Floats, judged_LE: Floats, B: int) -> Drift:
+    def compare(self, placement: Placement, placed_LE: Floats, judged_LE: Floats) -> Drift:
         """The placement at hand against those made for `placed_LE`, all judged on `judged_LE`."""
         now, n_e = self.maps(placement), placement.num_instances
         found = []
         for previous in (now, None):
             new = self.sample(placed_LE, n_e, previous)
             moved = float(new.moves(now).slots.sum(axis=0).max()) * len(judged_LE) / len(self.layers)
-            found.append(Instead(previous is not None, self.a_max(new, judged_LE, B), moved))
-        return Drift(self.a_max(now, judged_LE, B), self._reference(n_e, B), tuple(found))
+            found.append(Instead(previous is not None, self.a_max(new, judged_LE), moved))
+        return Drift(self.a_max(now, judged_LE), self.reference(n_e), tuple(found))
 
-    def _measured_reference(self, n_e: int, B: int) -> float:
-        return self.a_max(self.sample(self.known, n_e), self.known, B)
+    def nearest(self, B: int) -> int:
+        """Position of the batch size closest to `B`, in proportion."""
+        return int(np.argmin(np.abs(np.log(np.array(self.sizes) / max(B, 1)))))
+
+    def _measured_reference(self, n_e: int) -> Floats:
+        return self.a_max(self.sample(self.known, n_e), self.known)
 
 
 class Fixed:
