@@ -110,7 +110,7 @@ class ExchangeCost:
             low = pools_N3[(pools_N3 < (1, 1, 0)).any(axis=1)][0].tolist()
             raise JanusError("exchange.range", f"n_a and n_e must be >= 1 and B >= 0, got n_a, n_e, B = {low}")
         if not self._ranks_only:
-            return np.array([self.listed_s(*row, row_bytes) for row in pools_N3.tolist()])
+            return np.array([self.listed_s(a, e, b, row_bytes) for a, e, b in pools_N3.tolist()])
         return self._table(pools_N3, row_bytes).min(axis=1)
 
     def regimes_s(self, n_a: int, n_e: int, B: int, row_bytes: int) -> dict[str, float]:
