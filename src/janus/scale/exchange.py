@@ -78,7 +78,7 @@ class ExchangeCost:
         """Seconds of one dispatch and combine of `B` rows of `row_bytes` bytes, spread evenly over `n_a`."""
         for value, name, least in ((n_a, "n_a", 1), (n_e, "n_e", 1), (B, "B (rows)", 0)):
             whole(value, name, "exchange.range", least)
-        if not self._ranks_only:
+        if not self.closed:
             return self.listed_s(n_a, n_e, B, row_bytes)
         return min(self.regimes_s(n_a, n_e, B, row_bytes).values())
 
@@ -109,7 +109,7 @@ class ExchangeCost:
         if (pools_N3 < (1, 1, 0)).any():
             low = pools_N3[(pools_N3 < (1, 1, 0)).any(axis=1)][0].tolist()
             raise JanusError("exchange.range", f"n_a and n_e must be >= 1 and B >= 0, got n_a, n_e, B = {low}")
-        if not self._ranks_only:
+        if not self.closed:
             return np.array([self.listed_s(a, e, b, row_bytes) for a, e, b in pools_N3.tolist()])
         return self._table(pools_N3, row_bytes).min(axis=1)
 
@@ -143,7 +143,8 @@ class ExchangeCost:
         return Topology(attention, tuple(tuple(ranks[i : i + q]) for i in range(n_a, n_a + n_e, q)))
 
     @cached_property
-    def _ranks_only(self) -> bool:
+    def closed(self) -> bool:
+        """True when the costs have a closed form: ports of ranks alone, no time per phase, no measured factors."""
         m = self.model
         shared = (m.node_alpha_s, m.node_beta_s_per_byte, m.world_alpha_s, m.world_beta_s_per_byte)
         return not m.round_s and not m.factors and not any(value for level in shared for value in level.values())
