@@ -24,9 +24,9 @@ def test_every_point_is_the_mean_over_layers_and_batches(table):
     """Again with `balance`, its reported a_max and its own counts of tokens."""
     carlo = table.carlo
     placement = carlo.placement(6, 6)
-    for j, B in enumerate(table.batch_sizes):
+    for B in table.batch_sizes:
         loads, tokens = [], []
-        for batch in carlo._batches[j]:
+        for batch in carlo.batches(B):
             for i, ids in enumerate(batch):
                 assert ids.shape == (B, 3)
                 out = balance(ids, placement, layer=i, backend="reference")

@@ -6,13 +6,13 @@ import pytest
 from janus.scale import ActivationTable
 from janus.scale.activation import analytic_bound
 from janus.scale.batches import inclusion
-from janus.scale.montecarlo import _summary
+from janus.scale.montecarlo import Seen, summary
 
 
 def test_the_summary_by_hand():
     # two batch sizes, two of four layers, two samples each
     a_max = np.array([[[1.0, 3.0], [4.0, 6.0]], [[2.0, 2.0], [4.0, 4.0]]])
-    row = _summary(a_max, 10 * a_max, source_layers=4)
+    row = summary(Seen(a_max, 10 * a_max), 4, together=False)
     # layers' means 2, 5 then 2, 4: the mean 3.5, 3.0 may not fall
     assert row.mean == (3.5, 3.5)
     assert row.worst == (5.0, 5.0)
@@ -24,7 +24,7 @@ def test_the_summary_by_hand():
 
 def test_all_layers_measured_leaves_the_draws_alone():
     a_max = np.array([[[1.0, 1.0], [9.0, 9.0]]])  # layers differ, draws do not
-    assert _summary(a_max, a_max, source_layers=2).stderr == (0.0,)
+    assert summary(Seen(a_max, a_max), 2, together=False).stderr == (0.0,)
 
 
 def test_the_worst_layer_is_never_below_the_mean(skewed):
