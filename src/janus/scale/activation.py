@@ -53,7 +53,7 @@ class ActivationTable:
         top_k: int | None = None,
         placing: str = "janus",
         layers: int = 4,
-        samples: int = 8,
+        samples: int = 16,
         seed: int = 0,
         cache: bool | str | Path = True,
         progress: Progress | None = None,
@@ -95,6 +95,31 @@ class ActivationTable:
             if progress:
                 progress(done, len(missing), f"activated experts of {n_e} x {slots} slots")
         return ActivationTable(self.batch_sizes, rows, self.source, self.method, self.carlo)
+
+    def save(self, path: str | Path) -> None:
+        """Write rows, placements and routing to one npz (no pickle), whole or not at all.
+
+        Raises:
+            JanusError: ``activation.file``.
+        """
+        from janus.scale.activation_file import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path, *, cache: bool | str | Path = True) -> ActivationTable:
+        """Read what `save` wrote; the table answers alike and can be `extended`.
+
+        Args:
+            path: of the npz.
+            cache: as in `build`, for what is measured from now on.
+
+        Raises:
+            JanusError: ``activation.file`` for whatever is wrong with the file.
+        """
+        from janus.scale.activation_file import load
+
+        return cls(**load(path, cache))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "at", lru_cache(maxsize=None)(self.at))
@@ -143,10 +168,6 @@ class ActivationTable:
     def stderr(self, n_e: int, B: int, slots: int | None = None) -> float:
         """Standard error of a measured a_max (draws and layers), experts."""
         return self._measured(n_e, B, slots, "stderr")
-
-    def step_spread(self, n_e: int, B: float, slots: int | None = None) -> float:
-        """Standard deviation of a step's a_max, the mean over layers; a guess of 0.3 experts until it is measured."""
-        return 0.3
 
     def step_spread(self, n_e: int, B: float, slots: int | None = None, *, layers: int | None = None) -> float:
         """Standard deviation of one step's a_max averaged over the model's layers, experts: what makes steps differ.

@@ -112,6 +112,10 @@ class MonteCarlo:
             self._placements[key] = found
         return self._placements[key]
 
+    def know(self, n_e: int, slots: int, placement: Placement) -> None:
+        """Take a placement of the measured layers as made, e.g. read from a file."""
+        self._placements["placement", tuple(self.layers), n_e, slots] = placement
+
     def _place(self, layers: list[int], n_e: int, slots: int) -> Placement:
         from janus.sched import place
 
@@ -145,9 +149,7 @@ class MonteCarlo:
         for i in range(len(self.layers)):
             t = LayerTables.build(placement, i, self.method)
             for j, B in enumerate(sizes):
-                solve(
-                    self.counts(B)[i], t.phy2log, t.log2phy, t.order, n_e, self.method == "exact", flat, out[j, i]
-                )
+                solve(self.counts(B)[i], t.phy2log, t.log2phy, t.order, n_e, self.method == "exact", flat, out[j, i])
         return Seen(out[..., 0], out[..., 1])
 
     def measure_plainly(self, n_e: int, slots: int, sizes: tuple[int, ...]) -> Seen:

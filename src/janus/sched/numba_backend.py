@@ -321,7 +321,9 @@ def mix(x: int) -> int:
 
 
 @compiled
-def busiest(counts_nE: Any, phy2log: Any, log2phy: Any, order: Any, G: int, exact: bool, flat: Any, out_n2: Any) -> None:
+def busiest(
+    counts_nE: Any, phy2log: Any, log2phy: Any, order: Any, G: int, exact: bool, flat: Any, out_n2: Any
+) -> None:
     """(a_max, most routing entries of an instance) of n batches, of which only the entries per expert are given.
 
     Which replica serves an expert depends on nothing else in the methods "exact" and "greedy".
