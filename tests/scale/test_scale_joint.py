@@ -11,6 +11,8 @@ from janus.sched import balance
 
 pytest.importorskip("pulp")
 
+TOLERANCE = 1e-5  # ms: solvers keep each constraint to about 1e-6, and a TPOT has several
+
 
 @st.composite
 def joints(draw):
@@ -23,17 +25,17 @@ def joints(draw):
     return Joint(batches, experts, slots, fixed, draw(st.floats(0.1, 3)), draw(st.floats(1, 20)))
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(joints())
 def test_the_program_is_the_enumeration(joint):
     got, want = solve_joint(joint), enumerate_joint(joint)
     assert (got is None) == (want is None)
     if got and want:
         assert got.n_a + got.n_e == want.n_a + want.n_e
-        assert got.tpot_ms == pytest.approx(want.tpot_ms, abs=1e-6)
+        assert got.tpot_ms == pytest.approx(want.tpot_ms, abs=TOLERANCE)
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(joints())
 def test_the_placement_it_returns_does_what_it_says(joint):
     """Placed and balanced by `janus.sched`, which knows nothing of the program."""
@@ -46,8 +48,8 @@ def test_the_placement_it_returns_does_what_it_says(joint):
         balance(np.array([sorted(b)]), placement, backend="reference").a_max if b else 0 for b in joint.batches
     ]  # fmt: skip
     tpot = joint.fixed_ms[got.n_a - 1, got.n_e - 1] + joint.expert_ms * np.mean(peaks)
-    assert tpot == pytest.approx(got.tpot_ms, abs=1e-6)
-    assert tpot <= joint.slo_ms + 1e-6
+    assert tpot == pytest.approx(got.tpot_ms, abs=TOLERANCE)
+    assert tpot <= joint.slo_ms + TOLERANCE
 
 
 def test_by_hand():

@@ -40,7 +40,7 @@ def key(c, objective):
     return c and (round(c.cost(objective), 9), c.gpus, round(c.tpot_ms, 9))
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(
     demand=st.floats(50, 20_000),
     slo=st.floats(3, 60),
@@ -123,7 +123,7 @@ def test_ctrl_c_keeps_the_incumbent(small_plan, monkeypatch, feasible):
 def test_plan_by_both_methods(olmoe, small_cluster, small_plan, skewed):
     args = {"demand": 3000, "slo": small_plan.slo, "context_cv": 0.0, "context": 400, "trace": skewed(16, 64)}
     p = plan(olmoe, small_cluster, **args, max_attention=6, max_experts=8, max_batch=512, method="milp", solver="CBC")
-    assert (p.pick, p.placement.digest()) == (small_plan.pick, small_plan.placement.digest())
+    assert (p.pick, p.placement) == (small_plan.pick, small_plan.placement)
     assert "CBC" in str(p)
     unseen = next(c for c in small_plan.candidates if c.name not in {s.name for s in p.candidates})
     assert p.explain(unseen.name) == small_plan.explain(unseen.name)  # evaluated when asked

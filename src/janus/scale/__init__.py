@@ -12,9 +12,12 @@ from janus.lazy import on_first_use
 if TYPE_CHECKING:
     from janus.scale.activation import ActivationTable
     from janus.scale.api import plan
+    from janus.scale.engine import EngineCoefficients, EngineModel
+    from janus.scale.engine_config import EngineConfig
     from janus.scale.hardware import Cluster, Hardware
     from janus.scale.latency import Breakdown, Efficiency, LatencyModel
     from janus.scale.model import ModelSpec
+    from janus.scale.points import StepPoint, fitted_to
     from janus.scale.result import ScalePlan
 
 _HOME = {
@@ -22,10 +25,15 @@ _HOME = {
     "Breakdown": ".latency",
     "Cluster": ".hardware",
     "Efficiency": ".latency",
+    "EngineCoefficients": ".engine",
+    "EngineConfig": ".engine_config",
+    "EngineModel": ".engine",
     "Hardware": ".hardware",
     "LatencyModel": ".latency",
     "ModelSpec": ".model",
     "ScalePlan": ".result",
+    "StepPoint": ".points",
+    "fitted_to": ".points",
     "plan": ".api",
 }
 
@@ -34,10 +42,15 @@ __all__ = [
     "Breakdown",
     "Cluster",
     "Efficiency",
+    "EngineCoefficients",
+    "EngineConfig",
+    "EngineModel",
     "Hardware",
     "LatencyModel",
     "ModelSpec",
     "ScalePlan",
+    "StepPoint",
+    "fitted_to",
     "plan",
 ]
 
