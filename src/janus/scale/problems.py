@@ -43,7 +43,7 @@ class Options(TypedDict, total=False):
         progress: called with (done, total, what) while the activation table is measured.
         solver: of ``method="milp"``: ``"auto"``, ``"HiGHS"`` or ``"CBC"``.
         time_limit_s: of ``method="milp"``: then the best plan so far is returned, and says so.
-        cache: keep measured activation tables on disk and use those that are there, True; a folder; or False.
+        cache: keep activation tables and placements on disk and look there first: True, a folder, or False.
     """
 
     batch: int | None
@@ -182,6 +182,7 @@ def _table(asked: Asked, slots: list[int], max_batch: int) -> ActivationTable:
         method=asked.options.get("balance", "exact"),
         placing=asked.options.get("placing", "janus"),
         seed=asked.options.get("seed", 0),
+        cache=asked.options.get("cache", True),
         progress=asked.options.get("progress"),
     )
 
