@@ -1,5 +1,7 @@
 """Fits find the truth they were made from; corrections stay where there are measurements."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ def moe_group(bent=np.ones_like):
     a, t = (v.ravel() for v in np.meshgrid(2.0 ** np.arange(7), 4.0 ** np.arange(8)))
     x = {"experts": a, "tokens": t} | {
         name: np.full(len(a), value)
-        for name, value in (("expert_bytes", 44e6), ("expert_params", 44e6), ("hidden", 7e3))
+        for name, value in (("expert_bytes", 44e6), ("expert_params", 44e6), ("hidden", 7e3), ("skew", 1.0))
     }
     key = {"dtype": "fp8", "hidden": 7000, "width": 2048}
     return Group("moe_decode", "made up", "moe", key, x, FORMS["moe"].us(TRUTH, x) * bent(a), {})
@@ -101,14 +103,24 @@ def test_another_card_gets_the_form_with_its_peaks():
     assert half.predict(at(group, 0)) == (half.form_us(at(group, 0)), "roofline")
 
 
-def test_a_shift_of_all_points_is_learned_whole_a_lone_outlier_in_part():
-    group = moe_group()
-    kernel = fit(group, error=False)
-    bumped = kernel.residual + 0.1
-    share, whole = kernel._correction(np.log(np.array([3.0, 30.0])))
-    object.__setattr__(kernel, "residual", bumped)
-    more, _ = kernel._correction(np.log(np.array([3.0, 30.0])))
-    assert (more - share, whole) == (pytest.approx(TRUST * 0.1), 1.0)
+def test_a_shift_of_all_points_is_learned_all_but_a_tenth():
+    kernel = fit(moe_group(), error=False)
+    x = at(moe_group(), 0, experts=3.0, tokens=30.0)
+    shifted = replace(kernel, residual=kernel.residual + 0.1)
+    assert np.log(shifted.predict(x).us / kernel.predict(x).us) == pytest.approx(TRUST * 0.1)
+
+
+def test_a_planner_that_names_no_skew_gets_the_corrections_of_even_loads():
+    """Of two tables at the same loads, one drawn unevenly and 40 % slower, the even one counts."""
+    even = moe_group()
+    both = Group(*even[:4], {k: np.r_[v, v] for k, v in even.x.items()}, np.r_[even.us, 1.4 * even.us], {})
+    both.x["skew"][len(even.us) :] = np.exp(1.2)
+    kernel = fit(both, error=False)
+    x = {k: v for k, v in at(even, 0, experts=3.0, tokens=30.0).items() if k != "skew"}
+    found = kernel.predict(x)
+    assert found.provenance == "interpolated"
+    assert found.us == pytest.approx(FORMS["moe"].us(TRUTH, x), rel=0.06)
+    assert kernel.predict(x | {"skew": np.exp(1.2)}).us == pytest.approx(1.4 * FORMS["moe"].us(TRUTH, x), rel=0.06)
 
 
 def test_held_out_rows_are_not_seen_by_the_fit():

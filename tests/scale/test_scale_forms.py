@@ -13,7 +13,7 @@ MODULE = MLA | {"params": 187e6, "weight_bytes": 187e6}
 DEEPEP = {"tokens": 64.0, "top_k": 8.0, "row_bytes": 14336.0, "all_experts": 256.0, "nodes": 4.0}
 EXAMPLES = {
     "moe": MOE, "mla_decode": MLA, "mla_module": MODULE, "deepep_node": DEEPEP, "deepep_nodes": DEEPEP,
-    "collective": {"bytes": 1e6},
+    "collective": {"bytes": 1e6}, "decode": MLA | {"token_flops": 32768.0},
 }  # fmt: skip
 
 
@@ -31,6 +31,13 @@ def test_mla_by_hand():
     assert FORMS["mla_decode"].us(c, MLA) == pytest.approx(10 + 64 + 9.216 + 2)
     few = MLA | {"heads": 1.0, "kv_bytes": 1e-9}  # a tile of 16 heads is computed anyway: 64,000 * 16 * 2176 FLOPs
     assert FORMS["mla_decode"].us(c | {"compute_tflops": 1.0}, few) == pytest.approx(10 + 2228.224 + 1.088 + 2)
+
+
+def test_any_cache_by_hand():
+    c = {"fixed_us": 10.0, "memory_tb_per_s": 1.0, "compute_tflops": 100.0}
+    x = {"batch": 4.0, "context": 1000.0, "kv_bytes": 4096.0, "token_flops": 1.0}  # 16.4 MB at 1 TB/s
+    assert FORMS["decode"].us(c, x) == pytest.approx(10 + 16.384)
+    assert FORMS["decode"].us(c, x | {"token_flops": 1e9}) == pytest.approx(10 + 40_000)
 
 
 def test_a_module_by_hand():
@@ -57,7 +64,10 @@ def test_times_grow_with_the_work_and_fall_with_the_peaks(name):
     form, x = FORMS[name], EXAMPLES[name]
     now = form.us(form.start, x)
     for feature in form.coordinates:
-        if feature != "all_experts":  # the same tokens on more experts are less crowded
+        if feature not in (
+            "skew",
+            "all_experts",
+        ):  # an uneven draw costs by its loads; the same tokens on more experts are less crowded
             assert form.us(form.start, x | {feature: 2 * x[feature]}) >= now
     for coefficient in form.scales_with:
         assert form.us(form.start | {coefficient: 2 * form.start[coefficient]}, x) <= now
@@ -66,7 +76,7 @@ def test_times_grow_with_the_work_and_fall_with_the_peaks(name):
 @pytest.mark.parametrize("name", FORMS)
 def test_arrays_and_numbers_agree(name):
     form, x = FORMS[name], EXAMPLES[name]
-    assert set(form.coordinates) <= set(form.features) <= set(x)
+    assert set(form.coordinates) - {"skew"} <= set(form.features) <= set(x)
     many = form.us(form.start, {k: np.array([v, 3 * v]) for k, v in x.items()})
     each = [form.us(form.start, {k: f * v for k, v in x.items()}) for f in (1, 3)]
     assert many == pytest.approx(each)

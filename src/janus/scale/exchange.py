@@ -51,13 +51,25 @@ class ExchangeCost:
         self.model, self.gpus_per_node = model, gpus_per_node
 
     @classmethod
-    def of(cls, cluster: Cluster) -> ExchangeCost:
-        """From a cluster's latencies and bandwidths."""
+    def of(cls, cluster: Cluster, expert_cluster: Cluster | None = None) -> ExchangeCost:
+        """From latencies and bandwidths; with pools on different hardware each class of links is as its slower side.
+
+        Args:
+            cluster: of the attention instances.
+            expert_cluster: of the expert instances; default the same.
+        """
         from janus.comm.cost import CostModel
 
-        alpha = {"in_node": cluster.in_node_latency_s, "between_nodes": cluster.inter_node_latency_s}
-        beta = {"in_node": 1 / cluster.gpu.link_bytes_per_s, "between_nodes": 1 / cluster.inter_node_bytes_per_s}
-        return cls(CostModel(alpha, beta), cluster.node_size)
+        sides = (cluster, expert_cluster or cluster)
+        alpha = {
+            "in_node": max(c.in_node_latency_s for c in sides),
+            "between_nodes": max(c.inter_node_latency_s for c in sides),
+        }
+        beta = {
+            "in_node": 1 / min(c.gpu.link_bytes_per_s for c in sides),
+            "between_nodes": 1 / min(c.inter_node_bytes_per_s for c in sides),
+        }
+        return cls(CostModel(alpha, beta), min(c.node_size for c in sides))
 
     def link(self, name: str, row_bytes: int) -> Link:
         """One class of links, by the row."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import exp, log
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +16,10 @@ from janus.scale.kernels.least_squares import least_squares
 NEIGHBOURS = 8
 SOFT = 0.15  # log distance below which points count alike: a measurement repeats within a few percent, no better
 TRUST = 0.9  # of the neighbours' mean correction; the rest is noise of single measurements
-FADE = np.log(2.0)  # log distance outside the measured range at which the form stands alone
-SPACING = {"heads": 0.7, "nodes": 2.0, "all_experts": 0.5}  # of coordinates that matter more or less than a factor
+SAME = 1e-9  # log distance of a point from itself
+FADE = log(2.0)  # log distance outside the measured range at which the form stands alone
+# Of coordinates that matter more or less than their factor; skew is e^exponent, its logarithm the exponent itself.
+SPACING = {"heads": 0.7, "nodes": 2.0, "all_experts": 0.5, "skew": 3.0}
 HELD_OUT = 0.2
 
 
@@ -50,9 +53,15 @@ class Kernel:
     residual: Array
     error: float = 0.0
     _logs: Array = field(init=False, repr=False, compare=False)
+    _low: Array = field(init=False, repr=False, compare=False)
+    _high: Array = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_logs", np.log(self.points) * self._spacing())
+        logs = np.log(self.points) * self._spacing()
+        some = len(logs) > 0
+        object.__setattr__(self, "_logs", logs)
+        object.__setattr__(self, "_low", logs.min(axis=0) if some else logs.sum(axis=0))
+        object.__setattr__(self, "_high", logs.max(axis=0) if some else logs.sum(axis=0))
 
     def form_us(self, x: Mapping[str, Any]) -> Any:
         """The form alone, microseconds; features are numbers or float64 [N]."""
@@ -62,30 +71,36 @@ class Kernel:
         """Microseconds at one point.
 
         Args:
-            x: the form's features.
+            x: the form's features. Without ``"skew"``, as a planner that knows its loads has none, the least that was
+                measured holds: even loads, where the table has them.
             corrected: False for a shape that was not measured: the form with these coefficients.
         """
         us = float(self.form_us(x))
         if not corrected or not len(self.us):
             return Estimate(us, "roofline")
-        at = np.array([x[name] for name in FORMS[self.form].coordinates])
-        same = np.flatnonzero((np.abs(self.points - at) <= 1e-9 * at).all(axis=1))
-        if len(same):
+        at = self._place(x)
+        squared = np.square(self._logs - at).sum(axis=1)
+        same = squared < SAME**2
+        if same.any():
             return Estimate(float(np.exp(np.log(self.us[same]).mean())), "measured")
-        fade, share = self._correction(np.log(at) * self._spacing())
-        return Estimate(us * float(np.exp(share * fade)), "interpolated" if share == 1 else "roofline")
-
-    def _correction(self, at: Array) -> tuple[float, float]:
-        """(log correction, its share: 1 inside the measured range, falling to 0 outside)."""
-        logs = self._logs
-        outside = np.linalg.norm(np.maximum(0, np.maximum(logs.min(axis=0) - at, at - logs.max(axis=0))))
-        share = max(0.0, 1 - float(outside) / FADE)
+        share = self._share(at)
         if share == 0:
-            return 0.0, 0.0
-        squared = ((logs - at) ** 2).sum(axis=1)
+            return Estimate(us, "roofline")
         near = np.argpartition(squared, NEIGHBOURS)[:NEIGHBOURS] if len(squared) > NEIGHBOURS else slice(None)
-        weights = 1 / (squared[near] + SOFT**2) ** 1.5
-        return TRUST * float(weights @ self.residual[near] / weights.sum()), share
+        weights = (squared[near] + SOFT**2) ** -1.5
+        correction = TRUST * float(weights @ self.residual[near] / weights.sum())
+        return Estimate(us * exp(share * correction), "interpolated" if share == 1 else "roofline")
+
+    def _place(self, x: Mapping[str, float]) -> Array:
+        spacing, names = self._spacing(), FORMS[self.form].coordinates
+        given = [spacing[i] * log(x[n]) if n in x else self._low[i] for i, n in enumerate(names)]
+        return np.array(given)
+
+    def _share(self, at: Array) -> float:
+        """Of the correction: 1 inside the measured range, falling to 0 outside."""
+        outside = np.maximum(np.maximum(self._low - at, at - self._high), 0.0)
+        far = float(np.sqrt((outside**2).sum()))
+        return max(0.0, 1 - far / FADE) if far > SAME else 1.0
 
     def _spacing(self) -> Array:
         return np.array([SPACING.get(name, 1.0) for name in FORMS[self.form].coordinates])

@@ -24,7 +24,8 @@ class Form(NamedTuple):
         scales_with: coefficient -> the peak it is a share of ("memory", "compute", "link", "network"); a fixed time
             has none.
         features: what `us` needs.
-        coordinates: the features that vary within one table; the correction is interpolated along their logarithms.
+        coordinates: what varies within one table; the correction is interpolated along their logarithms. All but
+            ``"skew"`` (how unevenly the table's loads were drawn, so how uncertain they are) are features.
     """
 
     us: Callable[[Numbers, Numbers], Any]
@@ -65,6 +66,14 @@ def mla_module_us(c: Numbers, x: Numbers) -> Any:
     read = x["weight_bytes"] / (c["memory_tb_per_s"] * 1e6)
     compute = 2 * x["params"] * x["batch"] / (c["compute_tflops"] * 1e6)
     return c["fixed_us"] + smooth_max(read, compute, 4) + _core(c, x, "core_tflops")
+
+
+def decode_us(c: Numbers, x: Numbers) -> Any:
+    """Attention of new tokens over a cache of any kind: read or multiply every cached token."""
+    cached = x["batch"] * x["context"]
+    read = cached * x["kv_bytes"] / (c["memory_tb_per_s"] * 1e6)
+    compute = cached * x["token_flops"] / (c["compute_tflops"] * 1e6)
+    return c["fixed_us"] + smooth_max(read, compute, 3)
 
 
 def _core(c: Numbers, x: Numbers, rate: str) -> Any:
@@ -109,7 +118,7 @@ FORMS: dict[str, Form] = {
         {"fixed_us": 30.0, "memory_tb_per_s": 4.0, "compute_tflops": 800.0, "rows_tb_per_s": 0.2},
         _MEMORY | {"compute_tflops": "compute", "rows_tb_per_s": "memory"},
         ("experts", "tokens", "expert_bytes", "expert_params", "hidden"),
-        ("experts", "tokens"),
+        ("experts", "tokens", "skew"),
     ),
     "mla_decode": Form(
         mla_decode_us,
@@ -124,6 +133,13 @@ FORMS: dict[str, Form] = {
         _MEMORY | {"compute_tflops": "compute", "core_tflops": "compute"},
         (*_MLA, "weight_bytes", "params"),
         ("batch", "context", "heads"),
+    ),
+    "decode": Form(
+        decode_us,
+        {"fixed_us": 15.0, "memory_tb_per_s": 1.0, "compute_tflops": 100.0},
+        _MEMORY | {"compute_tflops": "compute"},
+        ("batch", "context", "kv_bytes", "token_flops"),
+        ("batch", "context"),
     ),
     "deepep_node": Form(
         deepep_node_us,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from janus.scale.hardware import PRESETS, Hardware
 from janus.scale.kernels.forms import FORMS, Array
 from janus.scale.kernels.least_squares import least_squares
-from janus.scale.kernels.loads import busiest_rank
+from janus.scale.kernels.loads import busiest_rank, exponent
 from janus.scale.kernels.tables import BALANCED, CollectiveRow, DeepepRow, MlaRow, MoeRow, Tables
 
 # Tables' names of dtypes -> ours. Block-wise fp8 scales and mxfp4 scales are counted by `DTYPE_BYTES`.
@@ -24,6 +24,17 @@ HEAD_FLOPS = 2 * (LATENT + VALUES)  # per head and cached token, absorbed form
 HIDDEN, Q_RANK = 7168, 1536
 _COMMON = HIDDEN * Q_RANK + Q_RANK + HIDDEN * LATENT + VALUES
 _PER_HEAD = Q_RANK * 192 + VALUES * 256 + 128 * HIDDEN
+
+# Form -> the constants that tell its measurements apart.
+KEYS: dict[str, dict[str, type]] = {
+    "moe": {"dtype": str, "hidden": float, "width": float},
+    "mla_decode": {"kv_dtype": str, "latent": float, "values": float},
+    "mla_module": {"kv_dtype": str, "latent": float, "values": float, "dtype": str, "hidden": float, "q_rank": float},
+    "decode": {"kv_bytes": float, "token_flops": float},
+    "deepep_node": {},
+    "deepep_nodes": {},
+    "collective": {"op": str, "gpus": float},
+}
 
 T = TypeVar("T")
 
@@ -142,6 +153,7 @@ def _drawn(kind: str, rows: list[MoeRow], wide: bool, hw: Hardware | None) -> Gr
         "expert_bytes": _same(params * WEIGHT_BYTES.get(dtype, 2.0), rows),
         "expert_params": _same(params, rows),
         "hidden": _same(row.hidden, rows),
+        "skew": np.exp(_column(exponent(r.distribution) for r in rows)),
     }
     key = {"dtype": dtype, "hidden": row.hidden, "width": row.width}
     return Group(kind, row.source, "moe", key, x, _column(r.us for r in rows), _peaks(hw, dtype))

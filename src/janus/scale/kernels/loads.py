@@ -40,23 +40,33 @@ def busiest_rank(
     if distribution in (UNIFORM, BALANCED):
         each = max(choices / ep, 1.0)
         return min(float(local), each), each
-    exponent = float(distribution.removeprefix(POWER_LAW))
+    power = exponent(distribution)
     low, high = (1.0, max(0.8 * tokens, 1.01)) if choices > experts or wide else (0.01, 2.0)
     rng = np.random.default_rng(0)
-    drawn = [_draw(rng, exponent, low, high, experts, choices, local) for _ in range(DRAWS)]
+    drawn = [_draw(rng, power, low, high, experts, choices, local) for _ in range(DRAWS)]
     active, most = np.mean(drawn, axis=0)
     return float(active), float(most)
 
 
+def exponent(distribution: str) -> float:
+    """x of ``power_law_x``; 0 for even loads.
+
+    Example:
+        >>> exponent("power_law_1.2"), exponent("uniform")
+        (1.2, 0.0)
+    """
+    return 0.0 if distribution in (UNIFORM, BALANCED) else float(distribution.removeprefix(POWER_LAW))
+
+
 def _draw(
-    rng: np.random.Generator, exponent: float, low: float, high: float, experts: int, choices: int, local: int
+    rng: np.random.Generator, power: float, low: float, high: float, experts: int, choices: int, local: int
 ) -> tuple[int, int]:
     u = rng.random(experts)
-    if exponent == 1:
+    if power == 1:
         weights = low * (high / low) ** u
     else:
-        a, b = low ** (1 - exponent), high ** (1 - exponent)
-        weights = (a + (b - a) * u) ** (1 / (1 - exponent))
+        a, b = low ** (1 - power), high ** (1 - power)
+        weights = (a + (b - a) * u) ** (1 / (1 - power))
     counts = np.round(weights / weights.sum() * choices).astype(np.int64)
     heaviest = np.argsort(-weights)
     while left := choices - int(counts.sum()):
