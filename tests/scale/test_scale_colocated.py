@@ -26,6 +26,7 @@ def plain_step_ms(problem, table, width, slots, B):
     b = -(-B // width)
     exchange = _exchange_s(problem, width, B) * 1e6
     total = lat.efficiency.step_us + lat.weights_us(m.vocab * m.hidden, b, "bf16")
+    total += lat.op_us(lat.efficiency.sampling_passes * 4 * b * m.vocab, 0, "bf16")
     for layer in range(m.layers):
         total += lat.attention_layer_us(b, problem.context)
         if layer < m.dense_layers:

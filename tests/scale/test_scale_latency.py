@@ -125,7 +125,66 @@ def test_breakdown_adds_up():
     assert Breakdown(4, 5, 2, 1, 1).tpot == 11
 
 
+FAST = Cluster(Hardware("fast", 1e12, 4e12, 4e14, 8e14, 1e12, 8, 400))
+SLOW = Cluster(Hardware("slow", 1e12, 1e12, 1e14, 2e14, 5e11, 8, 100))
+
+
+def test_each_pool_runs_on_its_own_gpus_and_the_exchange_on_the_slower_links():
+    model = ModelSpec.from_config("deepseek-v2")
+    both = {(a.gpu.name, e.gpu.name): LatencyModel.roofline(model, a, e) for a in (FAST, SLOW) for e in (FAST, SLOW)}
+    steps = {names: latency.tpot(2, 6, 64, 1000, Fixed(20, 100)) for names, latency in both.items()}
+    for a in ("fast", "slow"):
+        assert steps[a, "fast"].attention == steps[a, "slow"].attention
+        assert steps[a, "fast"].other == steps[a, "slow"].other
+        assert steps["fast", a].moe == steps["slow", a].moe
+    assert steps["slow", "fast"].attention > 2 * steps["fast", "fast"].attention
+    assert steps["fast", "slow"].moe > 2 * steps["fast", "fast"].moe
+    assert steps["fast", "slow"].comm == steps["slow", "fast"].comm == steps["slow", "slow"].comm
+    assert steps["fast", "fast"].comm < steps["slow", "slow"].comm
+    assert both["fast", "slow"].expert_cost == both["slow", "slow"].expert_cost
+
+
+def test_pools_on_one_cluster_need_it_named_once():
+    model = ModelSpec.from_config("deepseek-v2")
+    one, two = LatencyModel.roofline(model, FAST), LatencyModel.roofline(model, FAST, FAST)
+    assert one.expert_cluster == one.cluster == two.expert_cluster
+    assert one.tpot(2, 6, 64, 1000, Fixed(20)) == two.tpot(2, 6, 64, 1000, Fixed(20))
+
+
+def test_sampling_reads_every_logit_four_times(plain):
+    wide = ModelSpec.from_config("deepseek-v2", vocab=2 * plain.model.vocab)
+    more = LatencyModel.roofline(wide, plain.cluster, efficiency=plain.efficiency)
+    head_us = plain.model.vocab * plain.model.hidden * 2 / 1e12 * 1e6
+    logits_us = 4 * 4 * 7 * plain.model.vocab / 1e12 * 1e6  # 7 requests
+    extra_us = more.attention_side_us(7, 100)[2] - plain.attention_side_us(7, 100)[2]
+    assert extra_us == pytest.approx(head_us + logits_us)
+
+
+def test_a_sliding_window_is_read_at_most():
+    """gpt-oss: 18 of 36 layers keep 128 tokens; 64 heads of 64, 8 key/value heads."""
+    cluster = Cluster(Hardware("plain", 1e12, 1e12, 1e15, 2e15, 1e12, 8, 400))
+    tiny = Efficiency(1.0, 1.0, 1e-3, 1e-3, 1e-3, 1e-3)
+    latency = LatencyModel.roofline(ModelSpec.from_config("gpt-oss-120b"), cluster, efficiency=tiny)
+    row = 2 * 8 * 64 * 2  # bytes of keys and values
+    more_us = latency.attention_layer_us(10, 4000) - latency.attention_layer_us(10, 2000)
+    assert more_us == pytest.approx(10 * 2000 * row / 2 / 1e12 * 1e6)
+
+
+def test_every_part_says_that_it_is_a_roofline(plain):
+    assert all(text.startswith("roofline: ") for text in plain.provenance.values())
+    assert "plain" in plain.provenance["moe"]
+    assert "given" in plain.provenance["moe"]
+    assert set(plain.sources(2, 4, 64, 1000, Fixed(20)).values()) == {"roofline"}
+
+
 def test_refusals():
+    model, cluster = ModelSpec.from_config("deepseek-v2"), Cluster("h100-sxm")
+    with pytest.raises(JanusError, match="expert_cluster must be a Cluster"):
+        LatencyModel.roofline(model, cluster, "h100-sxm")
+    with pytest.raises(JanusError, match="cluster must be a Cluster"):
+        LatencyModel.roofline(model, None)
+    with pytest.raises(JanusError, match="model must be a ModelSpec"):
+        LatencyModel.roofline("deepseek-v2", cluster)
     with pytest.raises(JanusError, match=r"Efficiency\.memory"):
         Efficiency(memory=0)
     with pytest.raises(JanusError, match="at most 1"):

@@ -46,17 +46,17 @@ def test_a_step_by_hand_in_milliseconds():
     # to three neighbours, 3 messages and 15 rows in 33 us; all of it again back. Four messages each (direct) take 44 ms,
     # both instances' 10 rows through one port (gather) 21 ms, and a second message for half the rows costs another 1 ms.
     assert step.comm == pytest.approx(2 * 2 * (11 + 0.033))
-    # step 4, one dense layer 3 + 12 MB, the head 10 MB
-    assert step.other == pytest.approx(4 + 3 + 12 + 10)
+    # step 4, one dense layer 3 + 12 MB, the head 10 MB, four passes over 5 rows of 20 kB of logits
+    assert step.other == pytest.approx(4 + 3 + 12 + 10 + 0.4)
     assert step.overlap == pytest.approx(2 * 4.2)
-    assert step.tpot == pytest.approx(57 + 8.4 + 7.632 + step.comm + 29 - 8.4)
+    assert step.tpot == pytest.approx(57 + 8.4 + 7.632 + step.comm + 29.4 - 8.4)
 
 
 def test_a_colocated_step_by_hand(small_plan):
     problem = replace(small_plan.problem, latency=toy(), context=500.0, max_batch=10)
     alone = colocated_step(problem, Constant(), 1, 8, 5)
     assert (alone.comm, alone.overlap) == (0, 0)
-    assert alone.tpot == pytest.approx(57 + 8.4 + 7.632 + 29)
+    assert alone.tpot == pytest.approx(57 + 8.4 + 7.632 + 29.4)
     # four GPUs of one node, 8 requests, 2 on each: 15/16 of... 1 - (3/4)^2 = 7/16 of 2 rows go to each of 3 neighbours
     four = colocated_step(problem, Constant(), 4, 2, 8)
     assert four.comm == pytest.approx(2 * 2 * (3 * 1e-3 + 3 * 2 * 7 / 16 * 2e-3))
@@ -73,7 +73,9 @@ def test_room_of_a_colocated_gpu_by_hand(small_plan):
     assert _capacity(problem, 4, 2) == 4 * ((10**9 - side - gates - 2 * slot) // request)
 
 
-@pytest.mark.parametrize(("kind", "bytes_each"), [("fp32", 4), ("bf16", 2), ("fp8", 1), ("mxfp4", 0.53125)])
+@pytest.mark.parametrize(
+    ("kind", "bytes_each"), [("fp32", 4), ("bf16", 2), ("fp8", 1), ("int8", 1), ("mxfp4", 0.53125), ("nvfp4", 0.5625)]
+)
 def test_dtypes_set_what_is_read(kind, bytes_each):
     assert toy(expert_dtype=kind).moe_layer_us(Activated(3, 5), 1) == pytest.approx(2000 + 16 + 900 * bytes_each)
     attention = toy(dense_dtype=kind).attention_layer_us(1, 0)

@@ -11,8 +11,9 @@ from janus.errors import JanusError, known
 from janus.scale.hardware import whole
 
 # Bytes per parameter. fp8 carries one float32 scale per 128 x 128 block (0.02 %, left out);
-# mxfp4 packs 32 values of 4 bits with one 8-bit scale: 4.25 bits.
-DTYPE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0, "mxfp4": 4.25 / 8}
+# mxfp4 packs 32 values of 4 bits with one 8-bit scale: 4.25 bits; nvfp4 16 values with one: 4.5 bits.
+# int8 carries one scale per row (left out).
+DTYPE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0, "mxfp4": 4.25 / 8, "nvfp4": 4.5 / 8}
 
 
 def dtype_bytes(dtype: str) -> float:

@@ -22,8 +22,8 @@ import numpy.typing as npt
 
 from janus.errors import JanusError
 from janus.scale.exchange import ExchangeCost, Link
-from janus.scale.hardware import positive, whole
-from janus.scale.latency import Activated, Activation, Breakdown, LatencyModel
+from janus.scale.hardware import Hardware, positive, whole
+from janus.scale.latency import Activated, Activation, LatencyModel
 from janus.types.checks import instance, shown
 
 FloatArray = npt.NDArray[np.float64]
@@ -146,24 +146,18 @@ class ScaledLatencyModel(LatencyModel):
     """
 
     def __init__(self, base: LatencyModel, terms: StepTerms, points: Sequence[StepPoint] = ()) -> None:
-        super().__init__(base.model, base.cluster, base.efficiency, ScaledExchange(base.cost, terms.scale))
+        cost = ScaledExchange(base.cost, terms.scale)
+        floor = terms.scale * base.comm_floor_us
+        super().__init__(base.model, base.cluster, base.efficiency, cost, base.expert_cluster, comm_floor_us=floor)
         self.base, self.terms, self.points = base, terms, tuple(points)
 
-    def breakdown(self, b: int, s_ctx: float, B: int, active: Activated, comm_us: float) -> Breakdown:
-        """As `LatencyModel.breakdown`, scaled; `request_us` counts as attention, `row_us` as moe."""
-        k, m = self.terms.scale, self.model
-        step = self.base.breakdown(b, s_ctx, B, active, comm_us / k)  # the exchange comes scaled already
-        return Breakdown(
-            attention=k * step.attention + m.layers * b * self.terms.request_us / 1e3,
-            moe=k * step.moe + m.moe_layers * B * self.terms.row_us / 1e3,
-            comm=k * step.comm,
-            other=k * step.other,
-            overlap=k * step.overlap,
-        )
+    def pool_moe_us(self, active: Activated, B: float) -> float:
+        """As `LatencyModel.pool_moe_us`, scaled, with `row_us`."""
+        return self.moe_layer_us(active, B) + self.terms.row_us * B
 
-    def op_us(self, bytes_: float, flops: float, dtype: str) -> float:
+    def op_us(self, bytes_: float, flops: float, dtype: str, gpu: Hardware | None = None) -> float:
         """As `LatencyModel.op_us`, scaled."""
-        return self.terms.scale * self.base.op_us(bytes_, flops, dtype)
+        return self.terms.scale * self.base.op_us(bytes_, flops, dtype, gpu)
 
     def attention_layer_us(self, b: float, s_ctx: float) -> float:
         """As `LatencyModel.attention_layer_us`, scaled, with `request_us`."""

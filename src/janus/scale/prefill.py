@@ -32,5 +32,5 @@ class Prefill:
         experts = m.moe_layers * m.top_k * m.expert_params
         rate = latency.efficiency.compute
         attention_s = (2 * side / gpu.flops(m.dense_dtype) + scores / gpu.bf16_flops) / (rate * n_a)
-        expert_s = 2 * experts / gpu.flops(m.expert_dtype) / (rate * n_e)
+        expert_s = 2 * experts / latency.expert_cluster.gpu.flops(m.expert_dtype) / (rate * n_e)
         return self.tokens_per_s * (attention_s + expert_s)

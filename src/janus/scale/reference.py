@@ -22,12 +22,15 @@ class Judged:
 
 
 def step_ms(problem: Problem, n_a: int, n_e: int, B: int, percentile: float = 50.0) -> float:
-    """Milliseconds of one decode step at a percentile, prefill share left out, layer by layer."""
+    """Milliseconds of one decode step by the roofline at a percentile, prefill share left out, layer by layer."""
     m, gpu, eff = problem.latency.model, problem.latency.cluster.gpu, problem.latency.efficiency
     bandwidth = gpu.memory_bytes_per_s * eff.memory
     bf16, fp8 = gpu.bf16_flops * eff.compute, gpu.fp8_flops * eff.compute
     dense_rate = fp8 if m.dense_dtype == "fp8" else bf16
-    expert_rate = fp8 if m.expert_dtype == "fp8" else bf16
+    expert_gpu = problem.latency.expert_cluster.gpu
+    expert_bandwidth = expert_gpu.memory_bytes_per_s * eff.memory
+    expert_bf16 = expert_gpu.bf16_flops * eff.compute
+    expert_rate = expert_gpu.fp8_flops * eff.compute if m.expert_dtype == "fp8" else expert_bf16
     b = math.ceil(B / n_a)
     context = problem.context * (1 + _above(percentile, n_a) * problem.context_cv / math.sqrt(b))
     a_max, tokens = interpolated(problem, n_e, B)
@@ -39,6 +42,7 @@ def step_ms(problem: Problem, n_a: int, n_e: int, B: int, percentile: float = 50
     exchange = problem.latency.cost.listed_s(n_a, n_e, B, 2 * m.hidden)  # the same in every layer
     total = eff.step_us * 1e-6
     total += max(m.vocab * m.hidden * 2 / bandwidth, 2 * m.vocab * m.hidden * b / bf16)
+    total += eff.sampling_passes * 4 * b * m.vocab / bandwidth
     for layer in range(m.layers):
         total += eff.attention_us * 1e-6 + _product(m.attention_params, b, m.dense_dtype, bandwidth, dense_rate)
         total += _core(m, context, b, layer, bandwidth, bf16)
@@ -48,8 +52,8 @@ def step_ms(problem: Problem, n_a: int, n_e: int, B: int, percentile: float = 50
     for _ in range(m.layers - m.moe_layers):
         total += eff.dense_us * 1e-6 + _product(3 * m.hidden * m.dense_width, b, m.dense_dtype, bandwidth, dense_rate)
     for _ in range(m.moe_layers):
-        moe = eff.moe_us * 1e-6 + _product(gate, B, "bf16", bandwidth, bf16)
-        moe += max(a_max * expert / bandwidth, 2 * m.expert_params * tokens / expert_rate)
+        moe = eff.moe_us * 1e-6 + _product(gate, B, "bf16", expert_bandwidth, expert_bf16)
+        moe += max(a_max * expert / expert_bandwidth, 2 * m.expert_params * tokens / expert_rate)
         away = moe + exchange
         shared = 0.0
         if m.shared_width:

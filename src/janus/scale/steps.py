@@ -6,8 +6,7 @@ longest, and some batches activate more experts than others. Both are counted; s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 from statistics import NormalDist
 from typing import Any
@@ -55,28 +54,39 @@ class Steps:
     context: float
     context_cv: float
 
+    def __post_init__(self) -> None:
+        # pools of every size are asked for the same batches: each part is looked up once
+        object.__setattr__(self, "_side", lru_cache(maxsize=None)(self._side))
+        object.__setattr__(self, "_moe", lru_cache(maxsize=None)(self._moe))
+
     def mean_ms(self, n_a: Ints, n_e: Ints, B: Ints) -> Floats:
         """Milliseconds [N] of the mean step of pools [N], [N] with batches [N]."""
-        return np.array([b.tpot for b in self.breakdowns(n_a, n_e, B)])
+        return self.tail_ms(n_a, n_e, B, MEDIAN)
 
     def tail_ms(self, n_a: Ints, n_e: Ints, B: Ints, percentile: float) -> Floats:
         """Milliseconds [N] of a step at `percentile`: slowest instance and activated experts, both at it.
 
         A request's TPOT is the mean over its steps and so varies less than a step: on the safe side.
         """
-        return np.array([b.tpot for b in self.breakdowns(n_a, n_e, B, percentile)])
+        return np.asarray(self._composed(n_a, n_e, B, percentile).tpot)
 
     def breakdowns(self, n_a: Ints, n_e: Ints, B: Ints, percentile: float = MEDIAN) -> list[Breakdown]:
-        """The parts of a step, at the median or another percentile of what varies."""
-        comm = self.latency.cost.layers_s(n_a, n_e, B, 2 * self.latency.model.hidden)
-        experts = deviations(percentile, 1)
-        rows: Iterator[Any] = zip(n_a.tolist(), n_e.tolist(), B.tolist(), comm.tolist(), strict=True)
-        return [
-            self.latency.breakdown(
-                -(-b // a), self.slowest_context(a, b, percentile), b, self.activated(e, b, experts), 1e6 * comm_s
-            )
-            for a, e, b, comm_s in rows
-        ]
+        """The parts of each step, at the median or another percentile of what varies."""
+        columns = (column.tolist() for column in astuple(self._composed(n_a, n_e, B, percentile)))
+        return [Breakdown(*row) for row in zip(*columns, strict=True)]
+
+    def _composed(self, n_a: Ints, n_e: Ints, B: Ints, percentile: float) -> Breakdown:
+        comm = 1e6 * self.latency.cost.layers_s(n_a, n_e, B, 2 * self.latency.model.hidden)
+        batches = B.tolist()
+        side = np.array([self._side(a, b, percentile) for a, b in zip(n_a.tolist(), batches, strict=True)])
+        moe = np.array([self._moe(e, b, percentile) for e, b in zip(n_e.tolist(), batches, strict=True)])
+        return self.latency.composed(*side.reshape(-1, 3).T, moe, comm)
+
+    def _side(self, n_a: int, B: int, percentile: float) -> tuple[float, float, float]:
+        return self.latency.side_us(-(-B // n_a), self.slowest_context(n_a, B, percentile))
+
+    def _moe(self, n_e: int, B: int, percentile: float) -> float:
+        return self.latency.pool_moe_us(self.activated(n_e, B, deviations(percentile, 1)), B)
 
     def slowest_context(self, n_a: int, B: int, percentile: float) -> float:
         """Mean KV length of the requests on the attention instance with the most cached tokens, tokens.

@@ -1,0 +1,151 @@
+"""Latency models come back from their files as they were, and no broken file raises anything but a JanusError."""
+
+import copy
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from janus import JanusError
+from janus.scale import Cluster, Efficiency, LatencyModel, ModelSpec
+from janus.scale.latency import Activated
+from janus.scale.latency_file import from_dict, to_dict
+
+
+class Fixed:
+    def at(self, n_e, B):
+        return Activated(12.0, B / n_e)
+
+
+@pytest.fixture(scope="module")
+def fitted(made_up_tables):
+    model = ModelSpec.from_config("deepseek-v3", kv_dtype="fp8")
+    return LatencyModel.fit(made_up_tables, model=model, cluster=Cluster("h200-sxm"))
+
+
+@pytest.fixture(scope="module")
+def plain():
+    cluster = Cluster("h100-sxm", gpus_per_node=4)
+    return LatencyModel.roofline(ModelSpec.from_config("gpt-oss-20b"), cluster, efficiency=Efficiency(memory=0.7))
+
+
+@pytest.mark.parametrize("which", ["fitted", "plain"])
+def test_a_file_holds_everything(which, request, tmp_path):
+    before = request.getfixturevalue(which)
+    before.save(tmp_path / "latency.json")
+    after = LatencyModel.load(tmp_path / "latency.json")
+    assert (after.model, after.cluster, after.expert_cluster) == (before.model, before.cluster, before.expert_cluster)
+    assert after.efficiency == before.efficiency
+    assert after.provenance == before.provenance
+    for n_a, n_e, B, context in ((1, 4, 3, 17.5), (3, 20, 700, 3000.0), (2, 6, 64, 99_000.0)):
+        assert after.tpot(n_a, n_e, B, context, Fixed()) == before.tpot(n_a, n_e, B, context, Fixed())
+        assert after.sources(n_a, n_e, B, context, Fixed()) == before.sources(n_a, n_e, B, context, Fixed())
+    assert to_dict(after) == to_dict(before)
+
+
+def test_a_file_names_its_format(plain, tmp_path):
+    plain.save(tmp_path / "latency.json")
+    assert json.loads((tmp_path / "latency.json").read_text())["format"] == "janus.latency/1"
+
+
+def changed(data, path, value):
+    """`data` with one nested value replaced, or removed by ``...``."""
+    data = copy.deepcopy(data)
+    *inner, last = path
+    at = data
+    for step in inner:
+        at = at[step]
+    if value is ...:
+        del at[last]
+    else:
+        at[last] = value
+    return data
+
+
+FITTED = ("kernels", "fitted", 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "reason"),
+    [
+        (("format",), "janus.latency/2", "format must be 'janus.latency/1'"),
+        (("format",), 1, "format must be"),
+        (("model",), ..., "missing: ['model']"),
+        (("model", "hidden"), "7168", "model.hidden must be an integer"),
+        (("model", "hidden"), -1, "model.hidden must be an integer"),
+        (("model", "hidden"), 10**400, "model.hidden must be an integer"),
+        (("model", "tied"), 1, "model.tied must be a bool"),
+        (("model", "extra"), 1, "unknown: ['extra']"),
+        (("model", "attention", "kind"), "linear", "model.attention.kind must be one of"),
+        (("model", "attention", "window"), 1.5, "model.attention.window must be an integer"),
+        (("model", "expert_dtype"), "fp6", "dtype must be one of"),
+        (("model", "top_k"), 999, "top_k must lie in"),
+        (("cluster", "hardware", "memory_bytes"), -1.0, "Hardware.memory_bytes must be"),
+        (("cluster", "hardware"), "h100-sxm", "cluster.hardware must be a JSON object"),
+        (("cluster", "memory_use"), "most", "cluster.memory_use must be a finite number"),
+        (("efficiency", "memory"), 7.0, "at most 1"),
+        (("efficiency", "memory"), None, "efficiency.memory must be a finite number"),
+        (("cost", "links", "alpha_s"), {}, "alpha_s"),
+        (("cost", "links", "foo"), 1, "unknown: ['foo']"),
+        (("cost", "node_sizes"), [], "one or two sizes"),
+        (("cost", "node_sizes"), [0], "cost.node_sizes must be an integer"),
+        (("comm_floor_us",), -1, "comm_floor_us must be"),
+        (("comm_floor_us",), True, "comm_floor_us must be"),
+        (("notes",), {"prefill": "x"}, "a part in notes must be one of"),
+        (("notes",), {"moe": 1}, "notes.moe must be text"),
+        (("kernels",), [], "kernels must be a JSON object"),
+        (("kernels", "fitted"), {}, "kernels.fitted must be a list"),
+        ((*FITTED, "form"), "cubic", "form must be one of"),
+        ((*FITTED, "coefficients", "fixed_us"), 0, "fixed_us must be a finite number > 0"),
+        ((*FITTED, "coefficients", "fixed_us"), ..., "missing: ['fixed_us']"),
+        ((*FITTED, "key", "dtype"), 8, "key.dtype must be a str"),
+        ((*FITTED, "us"), [], "numbers for each of the 0 times"),
+        ((*FITTED, "us", 0), -1, "numbers > 0"),
+        ((*FITTED, "residual"), [0.0], "as many numbers as us"),
+        ((*FITTED, "points", 0), [1], "must hold 3 numbers"),
+        ((*FITTED, "error"), "small", "error must be a finite number"),
+    ],
+)
+def test_nonsense_is_refused_with_the_field_and_the_rule(fitted, tmp_path, path, value, reason):
+    file = tmp_path / "latency.json"
+    file.write_text(json.dumps(changed(to_dict(fitted), path, value)))
+    with pytest.raises(JanusError) as caught:
+        LatencyModel.load(file)
+    assert caught.value.code == "latency.file"
+    assert reason in caught.value.message
+    assert str(file) in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", "3", '{"format": "janus.latency/1"}', "NaN", "{" * 2000])
+def test_what_is_no_latency_file_is_refused(tmp_path, text):
+    file = tmp_path / "latency.json"
+    file.write_text(text)
+    with pytest.raises(JanusError, match=r"latency\.file"):
+        LatencyModel.load(file)
+
+
+def leaves(data, path=()):
+    """Every path into nested JSON."""
+    if isinstance(data, (dict, list)):
+        for key, value in data.items() if isinstance(data, dict) else enumerate(data[:3]):
+            yield (*path, key)
+            yield from leaves(value, (*path, key))
+
+
+JUNK = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just([]), st.just({}), st.just(...),
+    st.just([[1]]), st.just({"a": 1}), st.just(1e308), st.just(10**30),
+)  # fmt: skip
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_broken_field_raises_anything_but_a_janus_error(fitted, data):
+    whole = to_dict(fitted)
+    broken = changed(whole, data.draw(st.sampled_from(list(leaves(whole)))), data.draw(JUNK))
+    try:
+        latency = from_dict(broken)
+    except JanusError:
+        return
+    latency.tpot(2, 4, 64, 1000.0, Fixed())
