@@ -80,7 +80,8 @@ class Steps:
         batches = B.tolist()
         side = np.array([self._side(a, b, percentile) for a, b in zip(n_a.tolist(), batches, strict=True)])
         moe = np.array([self._moe(e, b, percentile) for e, b in zip(n_e.tolist(), batches, strict=True)])
-        return self.latency.composed(*side.reshape(-1, 3).T, moe, comm)
+        attention, shared, other = side.reshape(-1, 3).T
+        return self.latency.composed(attention, shared, other, moe, comm)
 
     def _side(self, n_a: int, B: int, percentile: float) -> tuple[float, float, float]:
         return self.latency.side_us(-(-B // n_a), self.slowest_context(n_a, B, percentile))
