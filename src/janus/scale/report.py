@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from janus.errors import known
-from janus.scale.latency import Breakdown
+from janus.scale.offers import offers
 
 if TYPE_CHECKING:
     from janus.scale.result import ScalePlan
@@ -29,19 +29,25 @@ def render(plan: ScalePlan, style: str = "auto") -> Any:
 
 def rows(plan: ScalePlan) -> list[tuple[str, str, str]]:
     """Lines of the comparison: (what, disaggregated, colocated)."""
-    a, c = plan.pick, plan.colocated
-    lines = [
-        ("deployment", a.name if a else "-", f"{c.copies} x EP{c.width}" if c else "-"),
-        ("GPUs", str(a.gpus) if a else "-", str(c.gpus) if c else "-"),
-        ("expert slots per GPU", str(plan.problem.slots), str(c.slots) if c else "-"),
-        ("requests in flight", str(a.batch) if a else "-", str(c.batch * c.copies) if c else "-"),
-        ("TPOT, ms", f"{a.tpot_ms:.1f}" if a else "-", f"{c.tpot_ms:.1f}" if c else "-"),
-        ("tokens/s", f"{a.throughput:.0f}" if a else "-", f"{c.throughput:.0f}" if c else "-"),
-        ("tokens/s/GPU", f"{plan.tokens_per_gpu_s:.0f}" if a else "-", f"{c.tokens_per_gpu_s:.0f}" if c else "-"),
+    both = offers(plan)
+    lines = [("deployment", *(o.name if o else "-" for o in both)), ("GPUs", *(str(o.gpus) if o else "-" for o in both))]
+    if any(o and o.usd_per_hour is not None for o in both):
+        lines.append(("dollars per hour", *(_usd(o and o.usd_per_hour) for o in both)))
+        lines.append(("dollars per million tokens", *(_usd(o and o.usd_per_million) for o in both)))
+    lines += [
+        ("expert slots per GPU", str(plan.problem.slots), str(both[1].slots) if both[1] else "-"),
+        ("requests in flight", *(str(o.batch) if o else "-" for o in both)),
+        ("TPOT, ms", *(f"{o.tpot_ms:.1f}" if o else "-" for o in both)),
+    ]
+    if any(o and o.tail_ms is not None for o in both):
+        lines.append((f"P{plan.slo.percentile:g} TPOT, ms", *(_ms(o and o.tail_ms) for o in both)))
+    lines += [
+        ("tokens/s", *(f"{o.throughput:.0f}" if o else "-" for o in both)),
+        ("tokens/s/GPU", *(f"{o.tokens_per_gpu_s:.0f}" if o else "-" for o in both)),
     ]
     for part in _PARTS:
         sign = "-" if part == "overlap" else ""
-        lines.append((f"  {part}, ms", _part(a and a.breakdown, part, sign), _part(c and c.breakdown, part, sign)))
+        lines.append((f"  {part}, ms", *(f"{sign}{getattr(o.breakdown, part):.2f}" if o else "-" for o in both)))
     return lines
 
 
@@ -62,13 +68,17 @@ def notes(plan: ScalePlan) -> list[str]:
     return lines if plan.feasible else [*lines, f"No pair of pools is feasible; binding constraint: {plan.binding}."]
 
 
-def _part(breakdown: Breakdown | None, part: str, sign: str) -> str:
-    return f"{sign}{getattr(breakdown, part):.2f}" if breakdown else "-"
+def _usd(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 def _plain(plan: ScalePlan) -> str:
     table = [("", "disaggregated", "colocated"), *rows(plan)]
-    lines = [f"{what:<22}{ours:>14}{alone:>14}".rstrip() for what, ours, alone in table]
+    lines = [f"{what:<28}{ours:>14}{alone:>14}".rstrip() for what, ours, alone in table]
     return "\n".join([plan.verdict, "", *lines, "", *notes(plan)])
 
 
