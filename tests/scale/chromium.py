@@ -16,11 +16,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 SECONDS = 60  # for any one answer; a start on a busy machine takes a few
-FLAGS = """
---headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
---disable-component-update --disable-sync --disable-default-apps --disable-extensions --disable-crash-reporter
---disable-breakpad --disable-dev-shm-usage --hide-scrollbars --mute-audio --remote-debugging-pipe
-""".split()
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--disable-default-apps", "--disable-extensions",
+    "--disable-crash-reporter", "--disable-breakpad", "--disable-dev-shm-usage", "--hide-scrollbars", "--mute-audio",
+    "--remote-debugging-pipe",
+]  # fmt: skip
 # the browser reads commands from descriptor 3 and answers on 4
 SHIM = """
 import fcntl, os, sys

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from janus.errors import known
-from janus.scale.offers import offers
+from janus.scale.offers import Offer, offers
 
 if TYPE_CHECKING:
     from janus.scale.result import ScalePlan
@@ -29,25 +30,31 @@ def render(plan: ScalePlan, style: str = "auto") -> Any:
 
 def rows(plan: ScalePlan) -> list[tuple[str, str, str]]:
     """Lines of the comparison: (what, disaggregated, colocated)."""
-    both = offers(plan)
-    lines = [("deployment", *(o.name if o else "-" for o in both)), ("GPUs", *(str(o.gpus) if o else "-" for o in both))]
-    if any(o and o.usd_per_hour is not None for o in both):
-        lines.append(("dollars per hour", *(_usd(o and o.usd_per_hour) for o in both)))
-        lines.append(("dollars per million tokens", *(_usd(o and o.usd_per_million) for o in both)))
+    split, alone = offers(plan)
+
+    def line(what: str, value: Callable[[Offer], Any], form: str = "{}") -> tuple[str, str, str]:
+        ours, other = (offer and value(offer) for offer in (split, alone))
+        return what, "-" if ours is None else form.format(ours), "-" if other is None else form.format(other)
+
+    def some(value: Callable[[Offer], Any]) -> bool:
+        return any(offer and value(offer) is not None for offer in (split, alone))
+
+    lines = [line("deployment", lambda o: o.name), line("GPUs", lambda o: o.gpus)]
+    if some(lambda o: o.usd_per_hour):
+        lines.append(line("dollars per hour", lambda o: o.usd_per_hour, "{:.2f}"))
+        lines.append(line("dollars per million tokens", lambda o: o.usd_per_million, "{:.2f}"))
     lines += [
-        ("expert slots per GPU", str(plan.problem.slots), str(both[1].slots) if both[1] else "-"),
-        ("requests in flight", *(str(o.batch) if o else "-" for o in both)),
-        ("TPOT, ms", *(f"{o.tpot_ms:.1f}" if o else "-" for o in both)),
+        ("expert slots per GPU", str(plan.problem.slots), str(alone.slots) if alone else "-"),
+        line("requests in flight", lambda o: o.batch),
+        line("TPOT, ms", lambda o: o.tpot_ms, "{:.1f}"),
     ]
-    if any(o and o.tail_ms is not None for o in both):
-        lines.append((f"P{plan.slo.percentile:g} TPOT, ms", *(_ms(o and o.tail_ms) for o in both)))
-    lines += [
-        ("tokens/s", *(f"{o.throughput:.0f}" if o else "-" for o in both)),
-        ("tokens/s/GPU", *(f"{o.tokens_per_gpu_s:.0f}" if o else "-" for o in both)),
-    ]
+    if some(lambda o: o.tail_ms):
+        lines.append(line(f"TPOT P{plan.slo.percentile:g}, ms", lambda o: o.tail_ms, "{:.1f}"))
+    lines.append(line("tokens/s", lambda o: o.throughput, "{:.0f}"))
+    lines.append(line("tokens/s/GPU", lambda o: o.tokens_per_gpu_s, "{:.0f}"))
     for part in _PARTS:
         sign = "-" if part == "overlap" else ""
-        lines.append((f"  {part}, ms", *(f"{sign}{getattr(o.breakdown, part):.2f}" if o else "-" for o in both)))
+        lines.append(line(f"  {part}, ms", lambda o, part=part: getattr(o.breakdown, part), sign + "{:.2f}"))
     return lines
 
 
@@ -66,14 +73,6 @@ def notes(plan: ScalePlan) -> list[str]:
     rejected = ", ".join(f"{name} {count}" for name, count in plan.rejections.items()) or "none"
     lines.append(f"{len(plan.candidates)} candidates; rejected by: {rejected}.")
     return lines if plan.feasible else [*lines, f"No pair of pools is feasible; binding constraint: {plan.binding}."]
-
-
-def _usd(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
 
 
 def _plain(plan: ScalePlan) -> str:

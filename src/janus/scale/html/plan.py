@@ -32,7 +32,9 @@ def plan_page(plan: ScalePlan, command: Sequence[str] = ()) -> str:
         JanusError: ``scale.plot`` without matplotlib.
     """
     problem = plan.problem
-    kicker = f"{problem.latency.model.name} on {problem.latency.cluster.gpu.name}: how many GPUs, and is it worth it?"
+    kinds = dict.fromkeys(kind for offer in offers(plan) if offer for kind in offer.kinds)
+    hardware = " and ".join(kinds) or problem.latency.cluster.gpu.name
+    kicker = f"{problem.latency.model.name} on {hardware}: how many GPUs, and is splitting worth it?"
     body = [part for part in _body(plan, command) if part]
     tone = "bad" if not any(offers(plan)) else "good" if plan.disaggregate else "warn"
     return page(title=headline(plan), kicker=kicker, lead=lead(plan), tone=tone, body=body)
@@ -52,8 +54,12 @@ def headline(plan: ScalePlan) -> str:
 def lead(plan: ScalePlan) -> str:
     """The verdict in plain sentences: what was asked, what each way needs, what the difference is."""
     split, alone = offers(plan)
-    asked = f"{plan.demand:,.0f} output tokens per second" if plan.demand else f"{plan.problem.batch} requests in flight"
-    goal = f"To serve {asked} with at most {plan.slo.tpot_ms:g} ms per output token"
+    asked = (
+        f"{plan.demand:,.0f} output tokens per second" if plan.demand else f"{plan.problem.batch} requests in flight"
+    )
+    tail = any(offer and offer.tail_ms is not None for offer in (split, alone))
+    whom = f" for {plan.slo.percentile:g} % of requests" if tail else ""
+    goal = f"To serve {asked} with at most {plan.slo.tpot_ms:g} ms per output token{whom}"
     if split is None and alone is None:
         rule = RULES.get(plan.binding, plan.binding)
         return f"{goal}, no pools up to {_searched(plan)} suffice. What stands in the way: {rule}."
@@ -65,13 +71,14 @@ def lead(plan: ScalePlan) -> str:
 
 
 def _difference(split: Offer, alone: Offer) -> str:
-    fewer, most = alone.gpus - split.gpus, max(alone.gpus, split.gpus)
+    fewer = alone.gpus - split.gpus
     if not fewer:
-        return "; the faster of the two is recommended"
-    way = "splitting saves" if fewer > 0 else "splitting costs"
-    said = f"; {way} {abs(fewer)} GPU{'s' if abs(fewer) > 1 else ''} ({abs(fewer) / most:.0%})"
+        return "; the better of the two is recommended"
+    less = "fewer" if fewer > 0 else "more"
+    said = f"; splitting takes {abs(fewer)} GPU{'s' if abs(fewer) > 1 else ''} {less} ({abs(fewer) / alone.gpus:.0%})"
     if split.usd_per_hour is not None and alone.usd_per_hour is not None:
-        said += f", ${abs(alone.usd_per_hour - split.usd_per_hour):,.2f} per hour"
+        saved = alone.usd_per_hour - split.usd_per_hour
+        said += f" and ${abs(saved):,.2f} per hour {'less' if saved > 0 else 'more'}"
     return said
 
 
@@ -89,7 +96,9 @@ def _body(plan: ScalePlan, command: Sequence[str]) -> Iterator[Markup]:
     yield section("Every size that was tried", _drawn(plan, "space", _space_caption(plan)), _rejections(plan))
     yield _neighbours(plan)
     yield _feasible(plan)
-    caption = "More expert GPUs share the experts of a batch, so the busiest one reads fewer. Bands: two standard errors."
+    caption = (
+        "More expert GPUs share the experts of a batch, so the busiest one reads fewer. Bands: two standard errors."
+    )
     yield section("How many experts a batch touches", _drawn(plan, "activation", caption))
     yield section("What the numbers rest on", listing(notes(plan)), _assumptions(plan), _provenance(plan))
     yield section("The words", definitions(GLOSSARY))
@@ -105,12 +114,16 @@ def _cards(plan: ScalePlan) -> Markup:
     lines = [("GPUs", str(ours.gpus), str(other.gpus) if other else "")]
     if ours.usd_per_hour is not None:
         lines.append(("per hour", f"${ours.usd_per_hour:,.2f}", _dollars(other and other.usd_per_hour)))
-        lines.append(("per million output tokens", _dollars(ours.usd_per_million), _dollars(other and other.usd_per_million)))
+        lines.append(
+            ("per million output tokens", _dollars(ours.usd_per_million), _dollars(other and other.usd_per_million))
+        )
     if ours.tail_ms is not None:
         tail = f"{other.tail_ms:.1f} ms" if other and other.tail_ms is not None else ""
         lines.append((f"time per output token, P{plan.slo.percentile:g}", f"{ours.tail_ms:.1f} ms", tail))
     lines.append(("mean time per output token", f"{ours.tpot_ms:.1f} ms", f"{other.tpot_ms:.1f} ms" if other else ""))
-    lines.append(("output tokens/s per GPU", f"{ours.tokens_per_gpu_s:,.0f}", f"{other.tokens_per_gpu_s:,.0f}" if other else ""))
+    lines.append(
+        ("output tokens/s per GPU", f"{ours.tokens_per_gpu_s:,.0f}", f"{other.tokens_per_gpu_s:,.0f}" if other else "")
+    )
     return cards((what, mine, f"{names[0]}: {theirs or 'not feasible'}") for what, mine, theirs in lines)
 
 
@@ -135,7 +148,11 @@ def _change(ours: str, alone: str) -> str:
 
 def _times(plan: ScalePlan) -> Markup:
     bars = parts(plan)
-    lines = [(name, *(f"{bar[part]:.2f}" for _, bar, _ in bars)) for part, name in NAMES.items() if any(bar[part] for _, bar, _ in bars)]
+    lines = [
+        (name, *(f"{bar[part]:.2f}" for _, bar, _ in bars))
+        for part, name in NAMES.items()
+        if any(bar[part] for _, bar, _ in bars)
+    ]
     lines.append(("less what runs at the same time", *(f"-{bar['overlap']:.2f}" for _, bar, _ in bars)))
     lines.append(("time per output token", *(f"{tpot:.2f}" for _, _, tpot in bars)))
     head = ("part", *(f"{name}, ms" for name, _, _ in bars))
@@ -156,7 +173,12 @@ def _rejections(plan: ScalePlan) -> Markup:
     lines = [(name, f"{count:,}", RULES.get(name, "")) for name, count in plan.rejections.items()]
     if not lines:
         return tag("p", "Every pair that was tried meets every rule.")
-    return table("Pairs that fell out, counted under the first rule they break.", ("rule", "pairs", "what it says"), lines, words=[2])
+    return table(
+        "Pairs that fell out, counted under the first rule they break.",
+        ("rule", "pairs", "what it says"),
+        lines,
+        words=[2],
+    )
 
 
 def _neighbours(plan: ScalePlan) -> Markup:
@@ -165,7 +187,9 @@ def _neighbours(plan: ScalePlan) -> Markup:
         return Markup()
     lines = [(c.name, str(c.gpus), plan.explain(c.name).partition(": ")[2]) for c in near]
     caption = "The pairs next to the one that was chosen." if plan.pick else "The pairs that came closest."
-    return section("Why not a little more or less?", table(caption, ("pair", "GPUs", "what became of it"), lines, words=[2]))
+    return section(
+        "Why not a little more or less?", table(caption, ("pair", "GPUs", "what became of it"), lines, words=[2])
+    )
 
 
 def nearest(plan: ScalePlan) -> list[Candidate]:
@@ -188,7 +212,9 @@ def _feasible(plan: ScalePlan) -> Markup:
         for c in found[:MOST_PAIRS]
     ]
     head = ("pair", "GPUs", "requests in flight", "TPOT, ms", "tokens/s", "tokens/s per GPU")
-    shown = f"The {len(lines)} with the fewest GPUs of {len(found):,}" if len(found) > len(lines) else f"All {len(lines)}"
+    shown = (
+        f"The {len(lines)} with the fewest GPUs of {len(found):,}" if len(found) > len(lines) else f"All {len(lines)}"
+    )
     chosen = plan.pick.name if plan.pick else ""
     return section("Pairs that meet the objective", table(f"{shown}.", head, lines, chosen=chosen, sortable=True))
 

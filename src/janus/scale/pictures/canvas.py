@@ -21,7 +21,7 @@ SPLIT, ALONE, LIMIT = "#3b7dd8", "#c9812a", "#d1344b"  # the split pools, the co
 PARTS = {"attention": "#3b7dd8", "moe": "#2a9d8f", "comm": "#e9a23b", "other": "#8d99ae", "prompts": "#b07cc6"}
 LINES = ("#3b7dd8", "#c9812a", "#2a9d8f", "#b07cc6", "#d1344b", "#8d99ae", "#7a9e3d")
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9.5,
     "font.family": "sans-serif",
     "text.color": INK,

@@ -58,36 +58,53 @@ class Day(Protocol):
         ...
 
     @property
+    def attained(self) -> Array:
+        """Share of the requests that arrived in the window whose TPOT kept the SLO; nan without any."""
+        ...
+
+    @property
+    def colocated(self) -> bool:
+        """Attention and experts on the same GPUs."""
+        ...
+
+    @property
     def slo(self) -> Slo:
         """The objective."""
         ...
 
 
 def days(timelines: Sequence[Day]) -> Any:
-    """Three panels over hours: GPUs per policy, demand, TPOT with the SLO.
+    """Four panels over hours: GPUs per policy, demand, TPOT with the SLO, and the share of requests that kept it.
 
     One timeline alone shows its two pools, stacked.
 
     Returns:
         A matplotlib figure.
     """
-    with figure(8.6, 6.4) as made:
-        held, asked, speed = made.subplots(3, sharex=True, height_ratios=(3, 1.6, 2.2))
-        if len(timelines) == 1:
+    with figure(8.6, 7.2) as made:
+        held, asked, speed, kept = panels = made.subplots(4, sharex=True, height_ratios=(3, 1.6, 2, 1.4))
+        alone = len(timelines) == 1 and not timelines[0].colocated
+        if alone:
             _pools(held, timelines[0])
-        for day, colour in zip(timelines, _cycled(len(timelines)), strict=True):
-            if len(timelines) > 1:
+        for number, day in enumerate(timelines):
+            colour = LINES[number % len(LINES)]
+            if not alone:
                 _steps(held, day, day.gpus, color=colour, label=day.policy)
-            _steps(speed, day, day.tpot_ms, color=colour, label=None)
-        for day in timelines[:1]:  # all policies face the same requests
-            _steps(asked, day, day.demand, color=MUTED, label=None)
-            speed.axhline(day.slo.tpot_ms, color=LIMIT, linestyle="--", label=f"SLO {day.slo.tpot_ms:g} ms")
-        held.set(ylabel="GPUs", ylim=(0, None))
-        asked.set(ylabel="asked,\ntokens/s", ylim=(0, None))
-        speed.set(ylabel="TPOT, ms", xlabel="hours", ylim=(0, None))
-        for axes in (held, asked, speed):
+            _steps(speed, day, day.tpot_ms, color=colour)
+            _steps(kept, day, 100 * day.attained, color=colour)
+        first = timelines[0]  # all policies face the same requests
+        _steps(asked, first, first.demand, color=MUTED)
+        speed.axhline(first.slo.tpot_ms, color=LIMIT, linestyle="--", label=f"SLO {first.slo.tpot_ms:g} ms")
+        kept.axhline(first.slo.percentile, color=LIMIT, linestyle="--")
+        speed.set_ylim(0, 2 * first.slo.tpot_ms)  # what is far above the SLO need not be read off
+        names = ("GPUs", "asked,\ntokens/s", "TPOT, ms", "within\nSLO, %")
+        for axes, name in zip(panels, names, strict=True):
+            axes.set_ylabel(name)
             axes.grid(True)
-        made.legend(loc="outside lower center", ncols=4)
+        for axes in (held, asked):
+            axes.set_ylim(bottom=0)
+        kept.set(ylim=(0, 104), xlabel="hours")
+        made.legend(loc="outside lower center", ncols=5)
         made.align_ylabels()
     return made
 
@@ -98,8 +115,7 @@ def _pools(axes: Any, day: Day) -> None:
     shade = {"step": "post", "alpha": 0.75, "linewidth": 0}
     axes.fill_between(hours, 0, attention, color=LINES[0], label="attention instances", **shade)
     axes.fill_between(hours, attention, total, color=LINES[2], label="expert instances", **shade)
-    if (day.gpus != day.n_attention + day.n_experts).any():
-        _steps(axes, day, day.gpus, color=MUTED, label="GPUs held")
+    _steps(axes, day, day.gpus, color=MUTED, label="GPUs paid")
 
 
 def _steps(axes: Any, day: Day, values: Array, **style: Any) -> None:
@@ -111,7 +127,3 @@ def _edges(day: Day) -> Array:
     """Hours: the start of every window, and the end of the last."""
     times = np.asarray(day.times_s, dtype=float)
     return np.append(times, times[-1:] + day.window_s) / 3600
-
-
-def _cycled(count: int) -> list[str]:
-    return [LINES[i % len(LINES)] for i in range(count)]

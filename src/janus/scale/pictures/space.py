@@ -12,9 +12,17 @@ from janus.scale.solve import CONSTRAINTS
 
 if TYPE_CHECKING:
     from janus.scale.result import ScalePlan
+    from janus.scale.solve import Candidate
 
 Grid = npt.NDArray[np.float64]
-_REASONS = ("#8d99ae", "#c08457", "#9a6fb0", "#5b8fb9", "#b56576", "#7d8f3f")  # one per constraint, in the order of CONSTRAINTS
+_REASONS = (
+    "#8d99ae",
+    "#c08457",
+    "#9a6fb0",
+    "#5b8fb9",
+    "#b56576",
+    "#7d8f3f",
+)  # one per constraint, in the order of CONSTRAINTS
 _FAINT = 0.38  # rejected pairs stay in the background, on a light page and on a dark one
 
 
@@ -50,9 +58,12 @@ def space(plan: ScalePlan) -> Any:
 
 
 def grids(plan: ScalePlan) -> tuple[Grid, Grid]:
-    """float64 [n_a, n_e]: TPOT in ms of feasible pairs (else nan), and the constraint's number of the others (else nan)."""
+    """float64 [n_a, n_e]: TPOT in ms of feasible pairs (else nan), and the constraint's number of the others (else nan).
+
+    Where pools may choose their GPUs, these are the pairs with the GPUs of the pick. What was not evaluated is nan twice.
+    """
     tpot, reasons = np.full(_shape(plan), np.nan), np.full(_shape(plan), np.nan)
-    for c in plan.candidates:
+    for c in _same_kinds(plan):
         if c.rejected:
             reasons[c.n_a - 1, c.n_e - 1] = CONSTRAINTS.index(c.rejected)
         else:
@@ -63,10 +74,15 @@ def grids(plan: ScalePlan) -> tuple[Grid, Grid]:
 def per_gpu(plan: ScalePlan) -> Grid:
     """float64 [n_a, n_e]: output tokens per second and GPU of feasible pairs, else nan."""
     out = np.full(_shape(plan), np.nan)
-    for c in plan.candidates:
+    for c in _same_kinds(plan):
         if not c.rejected:
             out[c.n_a - 1, c.n_e - 1] = c.throughput / c.gpus
     return out
+
+
+def _same_kinds(plan: ScalePlan) -> list[Candidate]:
+    kinds = getattr(plan.pick or plan.candidates[0], "kinds", None)
+    return [c for c in plan.candidates if getattr(c, "kinds", None) == kinds]
 
 
 def _shape(plan: ScalePlan) -> tuple[int, int]:
@@ -108,6 +124,8 @@ def _marks(axes: Any, plan: ScalePlan, extent: tuple[float, float, float, float]
         axes.plot(ends, gpus - ends, "--", color=ALONE, linewidth=1.6, label=f"as many GPUs as colocated: {gpus}")
     if plan.pick:
         label = f"pick {plan.pick.name}: {plan.gpus} GPUs, {plan.tpot_ms:.1f} ms"
-        axes.plot(ends, plan.gpus - ends, ":", color=SPLIT, linewidth=1.6, label=f"as many GPUs as the pick: {plan.gpus}")
+        axes.plot(
+            ends, plan.gpus - ends, ":", color=SPLIT, linewidth=1.6, label=f"as many GPUs as the pick: {plan.gpus}"
+        )
         star = {"color": LIMIT, "markersize": 17, "markeredgecolor": PAPER}
         axes.plot(plan.n_experts, plan.n_attention, "*", label=label, clip_on=False, zorder=5, **star)
