@@ -20,7 +20,7 @@ FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update", "--disable-default-apps", "--disable-extensions",
     "--disable-crash-reporter", "--disable-breakpad", "--disable-dev-shm-usage", "--hide-scrollbars", "--mute-audio",
-    "--remote-debugging-pipe",
+    "--disable-renderer-backgrounding", "--disable-background-timer-throttling", "--remote-debugging-pipe",
 ]  # fmt: skip
 # the browser reads commands from descriptor 3 and answers on 4
 SHIM = """
@@ -160,6 +160,7 @@ class Page:
 
     def screenshot(self, file: Path) -> None:
         """The whole page as a PNG."""
+        self.ask("Page.bringToFront")  # a page behind another one draws no frames
         height = self.value("document.documentElement.scrollHeight")
         clip = {"x": 0, "y": 0, "width": self.width, "height": height, "scale": 1}
         data = self.ask("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)["data"]

@@ -48,7 +48,7 @@ def headline(plan: ScalePlan) -> str:
     if plan.disaggregate:
         return f"Split the model: {plan.n_attention} attention + {plan.n_experts} expert GPUs"
     assert alone is not None
-    return f"Do not split the model: {alone.gpus} GPUs serve it whole"
+    return f"Do not split the model: {alone.gpus} GPU{'s serve' if alone.gpus > 1 else ' serves'} it whole"
 
 
 def lead(plan: ScalePlan) -> str:

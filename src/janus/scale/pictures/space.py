@@ -113,7 +113,8 @@ def _contours(axes: Any, rate: Grid) -> None:
         return  # a contour runs through squares of four known pairs
     across, up = np.arange(1, rate.shape[1] + 1), np.arange(1, rate.shape[0] + 1)
     lines = axes.contour(across, up, rate, levels=5, colors=ON_DATA, linewidths=0.7)
-    axes.clabel(lines, fmt="%.0f", fontsize=8)
+    for word in axes.clabel(lines, fmt="%.0f", fontsize=8):
+        word.set(color=INK, bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.8, "alpha": 0.85})
     axes.plot([], [], color=MUTED, linewidth=0.7, label="tokens/s per GPU")
 
 
