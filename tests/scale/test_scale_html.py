@@ -29,24 +29,33 @@ def infeasible(small_plan):
     return replace(small_plan, pick=None, candidates=candidates, colocated=None, placement=None)
 
 
-def renamed(p, **names):
-    """The plan with other names of model, GPU or routing."""
-    latency = p.problem.latency
-    model = replace(latency.model, name=names.get("model", latency.model.name))
-    gpu = replace(latency.cluster.gpu, name=names.get("gpu", latency.cluster.gpu.name))
-    other = object.__new__(type(latency))
-    other.__dict__.update(latency.__dict__)
-    other.model, other.cluster = model, replace(latency.cluster, hardware=gpu)
-    return replace(p, problem=replace(p.problem, latency=other), routing=names.get("routing", p.routing))
+def with_latency(p, **changed):
+    """The plan with other fields of its model of times."""
+    latency = object.__new__(type(p.problem.latency))
+    latency.__dict__.update(p.problem.latency.__dict__ | changed)
+    return replace(p, problem=replace(p.problem, latency=latency))
+
+
+def routed(p, source):
+    """The plan with other words about its routing."""
+    return replace(p, asked=replace(p.asked, routing=replace(p.asked.routing, source=source)))
+
+
+def renamed(p, where, name):
+    """The plan with another name of its model, its GPUs or its routing."""
+    if where == "routing":
+        return routed(p, name)
+    if where == "model":
+        return with_latency(p, model=replace(p.problem.latency.model, name=name))
+    return replace(p, pick=replace(p.pick, kinds=(name, name)), colocated=replace(p.colocated, kind=name))
 
 
 def priced(p, usd=2.5):
-    latency = p.problem.latency
-    gpu = replace(latency.cluster.gpu, usd_per_hour=usd)
-    other = object.__new__(type(latency))
-    other.__dict__.update(latency.__dict__)
-    other.cluster = replace(latency.cluster, hardware=gpu)
-    return replace(p, problem=replace(p.problem, latency=other))
+    pick = replace(p.pick, usd_per_hour=usd * p.pick.gpus)
+    candidates = tuple(replace(c, usd_per_hour=usd * c.gpus) for c in p.candidates)
+    return replace(
+        p, pick=pick, candidates=candidates, colocated=replace(p.colocated, usd_per_hour=usd * p.colocated.gpus)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +95,8 @@ def test_the_words_follow_the_verdict(small_plan, infeasible):
     assert "split there is no deployment that meets it" in lead(never)
     even = replace(small_plan, colocated=replace(c, width=small_plan.gpus, copies=1, tpot_ms=1.0))
     assert lead(even).endswith("; the better of the two is recommended.")
-    fixed = replace(small_plan, demand=None, problem=replace(small_plan.problem, demand=None, batch=17))
+    asked = replace(small_plan.asked, demand=None)
+    fixed = replace(small_plan, asked=asked, problem=replace(small_plan.problem, demand=None, batch=17))
     assert "To serve 17 requests in flight" in lead(fixed)
 
 
@@ -105,17 +115,20 @@ def test_prices_appear_when_there_are_some(small_plan, parsed):
     hourly = 2.5 * p.gpus
     assert f"${hourly:,.2f}" in words
     assert f"${hourly / (p.throughput * 3600) * 1e6:,.2f}" in words
+    assert "$ per hour" in words
     saved = 2.5 * abs(p.colocated.gpus - p.gpus)
     if saved:
         assert f"and ${saved:,.2f} per hour" in lead(p)
 
 
 def test_the_neighbours_and_the_feasible_pairs_are_told(small_plan, parsed):
-    for c in nearest(small_plan):
-        assert small_plan.explain(c.name).partition(": ")[2] in parsed.words
-        assert abs(c.n_a - small_plan.n_attention) <= 1
-        assert abs(c.n_e - small_plan.n_experts) <= 1
-    assert small_plan.pick not in nearest(small_plan)
+    a, e = small_plan.n_attention, small_plan.n_experts
+    for n_a, n_e in nearest(small_plan):
+        assert small_plan.explain(f"{n_a}A{n_e}E").partition(": ")[2] in parsed.words
+        assert abs(n_a - a) <= 1
+        assert abs(n_e - e) <= 1
+    assert (a, e) not in nearest(small_plan)
+    assert (a, e + 1) in nearest(small_plan)
     feasible = sorted((c for c in small_plan.candidates if not c.rejected), key=lambda c: (c.gpus, c.tpot_ms))
     for c in feasible[:MOST_PAIRS]:
         assert c.name in parsed.under("th")
@@ -126,9 +139,10 @@ def test_the_neighbours_and_the_feasible_pairs_are_told(small_plan, parsed):
 def test_an_infeasible_page_shows_who_came_closest(infeasible):
     near = nearest(infeasible)
     assert 0 < len(near) <= 5
-    assert [c.tpot_ms for c in near] == sorted(c.tpot_ms for c in infeasible.candidates if c.rejected == "slo")[:5]
+    found = {(c.n_a, c.n_e): c.tpot_ms for c in infeasible.candidates if c.rejected == "slo"}
+    assert [found[pair] for pair in near] == sorted(found.values())[:5]
     words = Parsed(plan_page(infeasible)).words
-    assert infeasible.explain(near[0].name).partition(": ")[2] in words
+    assert infeasible.explain("{}A{}E".format(*near[0])).partition(": ")[2] in words
     assert "Pairs that meet the objective" not in words
     assert "Side by side" not in words
 
@@ -145,7 +159,7 @@ def test_what_the_numbers_rest_on_is_all_there(small_plan, parsed):
 
 
 def test_synthetic_routing_is_warned_of_before_any_number(small_plan):
-    borrowed = replace(small_plan, routing="synthetic routing like [recorded: gpt]")
+    borrowed = routed(small_plan, "synthetic routing like [recorded: gpt]")
     found = Parsed(plan_page(borrowed))
     notices = [attrs for attrs in found.all("p") if attrs.get("class") == "notice"]
     assert len(notices) == 1
@@ -153,13 +167,12 @@ def test_synthetic_routing_is_warned_of_before_any_number(small_plan):
     assert "Synthetic routing" not in Parsed(plan_page(small_plan)).words
 
 
-def test_where_times_come_from_is_told_when_the_model_of_times_knows(small_plan, parsed):
-    assert "Where each time comes from" not in parsed.words or small_plan.problem.latency.provenance
-    latency = small_plan.problem.latency
-    other = object.__new__(type("Told", (type(latency),), {"provenance": {"moe": "measured: <on this machine>"}}))
-    other.__dict__.update(latency.__dict__)
-    told = replace(small_plan, problem=replace(small_plan.problem, latency=other))
-    assert "moe measured: <on this machine>" in Parsed(plan_page(told)).words
+def test_where_times_come_from_is_told_when_the_model_of_times_knows(small_plan):
+    told = with_latency(small_plan, provenance={"moe": "measured: <on this machine>", "comm": "roofline: peaks"})
+    words = Parsed(plan_page(told)).words
+    assert "moe measured: <on this machine>" in words
+    assert "Times: moe measured, comm roofline." in words
+    assert "Times: roofline, not measured." in Parsed(plan_page(small_plan)).words
 
 
 def test_it_can_be_made_again(small_plan, parsed):
@@ -186,7 +199,7 @@ def test_a_page_fetches_nothing_and_runs_only_its_own_script(parsed, small_plan)
 def test_hostile_names_stay_text(small_plan, where):
     hurt = "synthetic routing " + HOSTILE if where == "routing" else HOSTILE
     command = ["janus", HOSTILE] if where == "command" else []
-    found = Parsed(plan_page(small_plan if where == "command" else renamed(small_plan, **{where: hurt}), command))
+    found = Parsed(plan_page(small_plan if where == "command" else renamed(small_plan, where, hurt), command))
     assert len(found.all("script")) == 1
     assert not any(name.startswith("on") for _, attrs in found.elements for name in attrs)
     assert "alert('x')" in found.words or "alert" in found.words

@@ -8,18 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_days import day
 
-from janus.scale import Cluster
 from janus.scale.offers import offers
 from janus.scale.report import rows as compared
 from janus.scale.scores import best, kept, rows
 
 
 def with_price(p, usd):
-    latency = p.problem.latency
-    other = object.__new__(type(latency))
-    other.__dict__.update(latency.__dict__)
-    other.cluster = Cluster(replace(latency.cluster.gpu, usd_per_hour=usd))
-    return replace(p, problem=replace(p.problem, latency=other))
+    pick, alone = p.pick, p.colocated
+    return replace(
+        p, pick=replace(pick, usd_per_hour=usd * pick.gpus), colocated=replace(alone, usd_per_hour=usd * alone.gpus)
+    )  # fmt: skip
 
 
 def test_the_offers_are_the_plan_s_two_answers(small_plan):
@@ -32,6 +30,7 @@ def test_the_offers_are_the_plan_s_two_answers(small_plan):
     assert split.tokens_per_gpu_s == pytest.approx(small_plan.tokens_per_gpu_s)
     assert alone.tokens_per_gpu_s == pytest.approx(c.tokens_per_gpu_s)
     assert split.kinds == alone.kinds == ("toy",)
+    assert (split.tail_ms, alone.tail_ms) == (small_plan.tpot_percentile_ms, c.tail_ms)
 
 
 def test_without_prices_there_are_no_dollars(small_plan):

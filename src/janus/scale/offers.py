@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from janus.scale.latency import Breakdown
 
@@ -25,7 +25,7 @@ class Offer:
         slots: expert slots per GPU that holds experts.
         batch: requests in flight.
         tpot_ms: mean time per output token.
-        tail_ms: time per output token at the SLO's percentile, or None when it is not modelled.
+        tail_ms: time per output token at the SLO's percentile.
         throughput: output tokens per second.
         breakdown: of one step.
     """
@@ -37,7 +37,7 @@ class Offer:
     slots: int
     batch: int
     tpot_ms: float
-    tail_ms: float | None
+    tail_ms: float
     throughput: float
     breakdown: Breakdown
 
@@ -54,40 +54,22 @@ class Offer:
 
 def offers(plan: ScalePlan) -> tuple[Offer | None, Offer | None]:
     """(split pools, colocated), each None when it is infeasible."""
-    return _split(plan, plan.pick), _alone(plan, plan.colocated)
+    return _split(plan, plan.pick), _alone(plan.colocated)
 
 
 def _split(plan: ScalePlan, pick: Candidate | None) -> Offer | None:
     if pick is None or pick.breakdown is None:
         return None
-    latency = plan.problem.latency
-    pools = (latency.cluster.gpu, getattr(latency, "expert_cluster", latency.cluster).gpu)
-    prices = [_price(gpu) for gpu in pools]
-    usd = None if None in prices else pick.n_a * prices[0] + pick.n_e * prices[1]
-    kinds = tuple(dict.fromkeys(gpu.name for gpu in pools))
     return Offer(
-        pick.name, pick.gpus, kinds, usd, plan.problem.slots, pick.batch, pick.tpot_ms, _tail(pick), pick.throughput,
-        pick.breakdown,
+        pick.name, pick.gpus, tuple(dict.fromkeys(pick.kinds)), pick.usd_per_hour, plan.problem.slots, pick.batch,
+        pick.tpot_ms, pick.tail_ms, pick.throughput, pick.breakdown,
     )  # fmt: skip
 
 
-def _alone(plan: ScalePlan, found: Colocated | None) -> Offer | None:
+def _alone(found: Colocated | None) -> Offer | None:
     if found is None:
         return None
-    gpu = plan.problem.latency.cluster.gpu
-    price = _price(gpu)
-    usd = getattr(found, "usd_per_hour", None if price is None else price * found.gpus)
-    name = f"{found.copies} x EP{found.width}"
     return Offer(
-        name, found.gpus, (getattr(found, "kind", "") or gpu.name,), usd, found.slots, found.batch * found.copies,
-        found.tpot_ms, _tail(found), found.throughput, found.breakdown,
+        f"{found.copies} x EP{found.width}", found.gpus, (found.kind,), found.usd_per_hour, found.slots,
+        found.batch * found.copies, found.tpot_ms, found.tail_ms, found.throughput, found.breakdown,
     )  # fmt: skip
-
-
-def _price(gpu: Any) -> Any:
-    return getattr(gpu, "usd_per_hour", None)
-
-
-def _tail(found: Any) -> float | None:
-    value = getattr(found, "tail_ms", None)
-    return None if value is None or value != value else value

@@ -36,22 +36,18 @@ def rows(plan: ScalePlan) -> list[tuple[str, str, str]]:
         ours, other = (offer and value(offer) for offer in (split, alone))
         return what, "-" if ours is None else form.format(ours), "-" if other is None else form.format(other)
 
-    def some(value: Callable[[Offer], Any]) -> bool:
-        return any(offer and value(offer) is not None for offer in (split, alone))
-
     lines = [line("deployment", lambda o: o.name), line("GPUs", lambda o: o.gpus)]
-    if some(lambda o: o.usd_per_hour):
+    if any(offer and offer.usd_per_hour is not None for offer in (split, alone)):
         lines.append(line("dollars per hour", lambda o: o.usd_per_hour, "{:.2f}"))
         lines.append(line("dollars per million tokens", lambda o: o.usd_per_million, "{:.2f}"))
     lines += [
         ("expert slots per GPU", str(plan.problem.slots), str(alone.slots) if alone else "-"),
         line("requests in flight", lambda o: o.batch),
         line("TPOT, ms", lambda o: o.tpot_ms, "{:.1f}"),
+        line(f"TPOT P{plan.slo.percentile:g}, ms", lambda o: o.tail_ms, "{:.1f}"),
+        line("tokens/s", lambda o: o.throughput, "{:.0f}"),
+        line("tokens/s/GPU", lambda o: o.tokens_per_gpu_s, "{:.0f}"),
     ]
-    if some(lambda o: o.tail_ms):
-        lines.append(line(f"TPOT P{plan.slo.percentile:g}, ms", lambda o: o.tail_ms, "{:.1f}"))
-    lines.append(line("tokens/s", lambda o: o.throughput, "{:.0f}"))
-    lines.append(line("tokens/s/GPU", lambda o: o.tokens_per_gpu_s, "{:.0f}"))
     for part in _PARTS:
         sign = "-" if part == "overlap" else ""
         lines.append(line(f"  {part}, ms", lambda o, part=part: getattr(o.breakdown, part), sign + "{:.2f}"))
@@ -67,12 +63,23 @@ def notes(plan: ScalePlan) -> list[str]:
     )
     lines = [
         f"{p.latency.model.name} on {p.latency.cluster.gpu.name}; {asked}; context {p.context:g} tokens; {prompts}.",
-        f"SLO: mean TPOT <= {plan.slo.tpot_ms:g} ms; percentile {plan.slo.percentile:g} is not modelled.",
-        f"Activated experts measured on {plan.routing}; balancer {p.table.method!r}. Times: roofline, not measured.",
+        f"SLO: P{plan.slo.percentile:g} of TPOT <= {plan.slo.tpot_ms:g} ms; KV lengths vary by {p.context_cv:.0%}.",
+        f"Activated experts measured on {plan.routing}; balancer {p.table.method!r}. {times(plan)}",
     ]
     rejected = ", ".join(f"{name} {count}" for name, count in plan.rejections.items()) or "none"
-    lines.append(f"{len(plan.candidates)} candidates; rejected by: {rejected}.")
+    lines.append(
+        f"{len(plan.candidates)} candidates; rejected by: {rejected}. {plan.proof[0].upper()}{plan.proof[1:]}."
+    )
     return lines if plan.feasible else [*lines, f"No pair of pools is feasible; binding constraint: {plan.binding}."]
+
+
+def times(plan: ScalePlan) -> str:
+    """In a sentence, whether the times were measured."""
+    told: dict[str, str] = getattr(plan.problem.latency, "provenance", None) or {}
+    how = {part: source.partition(":")[0] for part, source in told.items()}
+    if set(how.values()) <= {"roofline"}:
+        return "Times: roofline, not measured."
+    return f"Times: {', '.join(f'{part} {source}' for part, source in how.items())}."
 
 
 def _plain(plan: ScalePlan) -> str:

@@ -12,6 +12,7 @@ from janus.scale.offers import Offer, offers
 from janus.scale.pictures import PICTURES
 from janus.scale.pictures.breakdown import NAMES, parts
 from janus.scale.pictures.canvas import inline_svg
+from janus.scale.pictures.space import same_kinds
 from janus.scale.report import notes, rows
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ def headline(plan: ScalePlan) -> str:
     if split is None and alone is None:
         return "No deployment meets the objective"
     if plan.disaggregate:
-        return f"Split the model: {plan.n_attention} attention + {plan.n_experts} expert GPUs"
+        assert plan.pick is not None
+        of = [f" ({kind})" if len(set(plan.pick.kinds)) > 1 else "" for kind in plan.pick.kinds]
+        return f"Split the model: {plan.n_attention} attention{of[0]} + {plan.n_experts} expert GPUs{of[1]}"
     assert alone is not None
     return f"Do not split the model: {alone.gpus} GPU{'s serve' if alone.gpus > 1 else ' serves'} it whole"
 
@@ -57,9 +60,8 @@ def lead(plan: ScalePlan) -> str:
     asked = (
         f"{plan.demand:,.0f} output tokens per second" if plan.demand else f"{plan.problem.batch} requests in flight"
     )
-    tail = any(offer and offer.tail_ms is not None for offer in (split, alone))
-    whom = f" for {plan.slo.percentile:g} % of requests" if tail else ""
-    goal = f"To serve {asked} with at most {plan.slo.tpot_ms:g} ms per output token{whom}"
+    whom = f"{plan.slo.percentile:g} % of requests"
+    goal = f"To serve {asked} with at most {plan.slo.tpot_ms:g} ms per output token for {whom}"
     if split is None and alone is None:
         rule = RULES.get(plan.binding, plan.binding)
         return f"{goal}, no pools up to {_searched(plan)} suffice. What stands in the way: {rule}."
@@ -117,9 +119,8 @@ def _cards(plan: ScalePlan) -> Markup:
         lines.append(
             ("per million output tokens", _dollars(ours.usd_per_million), _dollars(other and other.usd_per_million))
         )
-    if ours.tail_ms is not None:
-        tail = f"{other.tail_ms:.1f} ms" if other and other.tail_ms is not None else ""
-        lines.append((f"time per output token, P{plan.slo.percentile:g}", f"{ours.tail_ms:.1f} ms", tail))
+    tail = f"time per output token, {plan.slo.percentile:g} % are faster"
+    lines.append((tail, f"{ours.tail_ms:.1f} ms", f"{other.tail_ms:.1f} ms" if other else ""))
     lines.append(("mean time per output token", f"{ours.tpot_ms:.1f} ms", f"{other.tpot_ms:.1f} ms" if other else ""))
     lines.append(
         ("output tokens/s per GPU", f"{ours.tokens_per_gpu_s:,.0f}", f"{other.tokens_per_gpu_s:,.0f}" if other else "")
@@ -185,50 +186,62 @@ def _neighbours(plan: ScalePlan) -> Markup:
     near = nearest(plan)
     if not near:
         return Markup()
-    lines = [(c.name, str(c.gpus), plan.explain(c.name).partition(": ")[2]) for c in near]
+    lines = [(f"{a}A{e}E", str(a + e), _why(plan, f"{a}A{e}E")) for a, e in near]
     caption = "The pairs next to the one that was chosen." if plan.pick else "The pairs that came closest."
-    return section(
-        "Why not a little more or less?", table(caption, ("pair", "GPUs", "what became of it"), lines, words=[2])
-    )
+    head = ("pair", "GPUs", "what became of it")
+    return section("Why not a little more or less?", table(caption, head, lines, words=[2]))
 
 
-def nearest(plan: ScalePlan) -> list[Candidate]:
-    """The pairs one instance away from the pick; without a pick, the five that broke the last rule by the least."""
+def _why(plan: ScalePlan, name: str) -> str:
+    """`plan.explain` without the name, which stands before it; with several types of GPU all of its lines."""
+    said = plan.explain(name)
+    return said if "\n" in said else said.partition(": ")[2]
+
+
+def nearest(plan: ScalePlan) -> list[tuple[int, int]]:
+    """The pairs (n_a, n_e) one instance away from the pick; without one, the five that broke the last rule by the least."""
     if plan.pick:
         a, e = plan.n_attention, plan.n_experts
-        wanted = [(a - 1, e), (a, e - 1), (a + 1, e - 1), (a - 1, e + 1), (a + 1, e), (a, e + 1)]
-        found = {(c.n_a, c.n_e): c for c in plan.candidates}
-        return [found[pair] for pair in wanted if pair in found]
+        near = [(a - 1, e), (a, e - 1), (a + 1, e - 1), (a - 1, e + 1), (a + 1, e), (a, e + 1)]
+        most = plan.problem.max_attention, plan.problem.max_experts
+        return [(n_a, n_e) for n_a, n_e in near if 1 <= n_a <= most[0] and 1 <= n_e <= most[1]]
     stopped = [c for c in plan.candidates if c.rejected == plan.binding]
-    return sorted(stopped, key=lambda c: (c.tpot_ms if c.tpot_ms == c.tpot_ms else 0.0, c.gpus))[:5]
+    stopped.sort(key=lambda c: (c.tpot_ms if c.tpot_ms == c.tpot_ms else 0.0, c.gpus))
+    return list(dict.fromkeys((c.n_a, c.n_e) for c in stopped))[:5]
 
 
 def _feasible(plan: ScalePlan) -> Markup:
-    found = sorted((c for c in plan.candidates if not c.rejected), key=lambda c: (c.gpus, c.tpot_ms))
+    found = sorted(
+        (c for c in same_kinds(plan) if not c.rejected), key=lambda c: (c.cost(plan.objective), c.gpus, c.tpot_ms)
+    )
     if not found:
         return Markup()
-    lines = [
-        (c.name, str(c.gpus), str(c.batch), f"{c.tpot_ms:.1f}", f"{c.throughput:,.0f}", f"{c.throughput / c.gpus:,.0f}")
-        for c in found[:MOST_PAIRS]
-    ]
-    head = ("pair", "GPUs", "requests in flight", "TPOT, ms", "tokens/s", "tokens/s per GPU")
-    shown = (
-        f"The {len(lines)} with the fewest GPUs of {len(found):,}" if len(found) > len(lines) else f"All {len(lines)}"
-    )
+    priced = found[0].usd_per_hour is not None
+    head = ("pair", "GPUs", *(["$ per hour"] if priced else []), "requests in flight", "TPOT, ms")
+    head += (f"P{plan.slo.percentile:g}, ms", "tokens/s", "tokens/s per GPU")
+    lines = [_row(c) for c in found[:MOST_PAIRS]]
+    shown = f"The {len(lines)} of least cost of {len(found):,}" if len(found) > len(lines) else f"All {len(lines)}"
     chosen = plan.pick.name if plan.pick else ""
     return section("Pairs that meet the objective", table(f"{shown}.", head, lines, chosen=chosen, sortable=True))
 
 
+def _row(c: Candidate) -> tuple[str, ...]:
+    usd = [] if c.usd_per_hour is None else [f"{c.usd_per_hour:,.2f}"]
+    times = f"{c.tpot_ms:.1f}", f"{c.tail_ms:.1f}"
+    return c.name, str(c.gpus), *usd, str(c.batch), *times, f"{c.throughput:,.0f}", f"{c.throughput / c.gpus:,.0f}"
+
+
 def _assumptions(plan: ScalePlan) -> Markup:
     latency = plan.problem.latency
-    cluster, efficiency = latency.cluster, latency.efficiency
+    efficiency = latency.efficiency
     lines = [(ASSUMPTIONS.get(f.name, f.name), f"{getattr(efficiency, f.name):g}") for f in fields(efficiency)]
-    lines += [
-        ("device memory planned with", f"{cluster.usable_bytes / 2**30:.1f} GiB per GPU"),
-        ("GPUs per node", str(cluster.node_size)),
-        ("network per GPU", f"{cluster.inter_node_gbps:g} Gbit/s"),
-        ("largest batch", str(plan.problem.max_batch)),
-    ]
+    for cluster in dict.fromkeys((latency.cluster, latency.expert_cluster)):
+        lines += [
+            (f"memory planned with, {cluster.gpu.name}", f"{cluster.usable_bytes / 2**30:.1f} GiB per GPU"),
+            (f"GPUs per node, {cluster.gpu.name}", str(cluster.node_size)),
+            (f"network, {cluster.gpu.name}", f"{cluster.inter_node_gbps:g} Gbit/s per GPU"),
+        ]
+    lines.append(("largest batch", str(plan.problem.max_batch)))
     return table("Assumptions; every one can be replaced by a measurement.", ("assumption", "value"), lines)
 
 

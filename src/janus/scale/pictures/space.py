@@ -63,7 +63,7 @@ def grids(plan: ScalePlan) -> tuple[Grid, Grid]:
     Where pools may choose their GPUs, these are the pairs with the GPUs of the pick. What was not evaluated is nan twice.
     """
     tpot, reasons = np.full(_shape(plan), np.nan), np.full(_shape(plan), np.nan)
-    for c in _same_kinds(plan):
+    for c in same_kinds(plan):
         if c.rejected:
             reasons[c.n_a - 1, c.n_e - 1] = CONSTRAINTS.index(c.rejected)
         else:
@@ -74,15 +74,16 @@ def grids(plan: ScalePlan) -> tuple[Grid, Grid]:
 def per_gpu(plan: ScalePlan) -> Grid:
     """float64 [n_a, n_e]: output tokens per second and GPU of feasible pairs, else nan."""
     out = np.full(_shape(plan), np.nan)
-    for c in _same_kinds(plan):
+    for c in same_kinds(plan):
         if not c.rejected:
             out[c.n_a - 1, c.n_e - 1] = c.throughput / c.gpus
     return out
 
 
-def _same_kinds(plan: ScalePlan) -> list[Candidate]:
-    kinds = getattr(plan.pick or plan.candidates[0], "kinds", None)
-    return [c for c in plan.candidates if getattr(c, "kinds", None) == kinds]
+def same_kinds(plan: ScalePlan) -> list[Candidate]:
+    """The candidates with the types of GPU of the pick, or, without one, of the first."""
+    kinds = (plan.pick or plan.candidates[0]).kinds
+    return [c for c in plan.candidates if c.kinds == kinds]
 
 
 def _shape(plan: ScalePlan) -> tuple[int, int]:
