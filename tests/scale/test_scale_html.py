@@ -4,6 +4,7 @@ import base64
 import hashlib
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from made_days import day
@@ -228,7 +229,7 @@ def test_headings_tables_and_figures_can_be_read_without_seeing(parsed):
     levels = [int(tag[1]) for tag, _ in parsed.elements if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after - before <= 1 for before, after in pairwise(levels))
     tables = len(parsed.all("table"))
     assert tables == len(parsed.all("caption")) >= 5
     assert all(attrs.get("scope") in ("row", "col") for attrs in parsed.all("th"))

@@ -127,10 +127,11 @@ def _synthetic(trace: Trace, like: str, tokens: int, seed: int) -> RoutingTrace:
 
 
 def _drawn(counts: Counts, name: str | Path, top_k: int | None, tokens: int, seed: int) -> RoutingTrace:
+    chosen = _only(counts)
     if top_k is None:
         raise JanusError("trace.convert", "counts do not say how many experts a token chooses; give --top-k")
     source = f"{Path(name).name}, {next(iter(counts))}"
-    return RoutingTrace.from_counts(_only(counts), top_k, tokens=tokens, seed=seed, source=source)
+    return RoutingTrace.from_counts(chosen, top_k, tokens=tokens, seed=seed, source=source)
 
 
 def _only(counts: Counts) -> np.ndarray:

@@ -12,6 +12,7 @@ from janus.cli.inputs import clusters_of, routing_of, shares
 from janus.cli.progress import progress
 from janus.cli.trace import load_requests
 from janus.scale import ModelSpec, simulate
+from janus.scale.hardware import positive
 from janus.scale.scores import best, rows
 from janus.types import Slo
 from janus.types.files import write_text
@@ -61,6 +62,7 @@ def play(
         JanusError: ``simulate.*``, ``cli.*``, ``trace.*``, and whatever the readers and the simulation refuse.
     """
     model = ModelSpec.from_config(config)
+    positive(hours, "--hours", "cli.hours")
     arrivals = load_requests(requests, "--requests", seed=seed, hours=hours)
     if hours * 3600 < arrivals.duration_s:
         arrivals = arrivals.window(0.0, hours * 3600)
