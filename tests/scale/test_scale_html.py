@@ -275,7 +275,7 @@ def test_the_page_of_one_day(tmp_path):
     found = Parsed(days_page([day("janus", attainment=0.995)], ["janus", "simulate"]))
     assert found.under("h1") == ["The policy janus keeps the objective with 8 GPU-hours"]
     assert "99.5% of requests are as fast as promised" in found.words
-    assert "50 ms per output token for 99 % of requests" in found.words
+    assert "50 ms per output token for 99% of requests" in found.words
     assert len(found.all("svg")) == 1
     assert addresses(found) == []
     assert "janus simulate" in found.under("pre")

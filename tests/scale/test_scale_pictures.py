@@ -157,6 +157,8 @@ def test_a_bar_begins_at_minus_the_overlap_and_ends_at_the_tpot(small_plan):
     written = [text.get_text() for text in figure.axes[0].texts]
     assert written == [f"{small_plan.tpot_ms:.1f} ms", f"{small_plan.colocated.tpot_ms:.1f} ms"]
     assert f"SLO {small_plan.slo.tpot_ms:g} ms" in labels(figure)
+    tails = [line.get_xdata()[0] for line in figure.axes[0].get_lines() if line.get_ydata()[0] in (-0.28, 0.72)]
+    assert tails == [small_plan.tpot_percentile_ms, small_plan.colocated.tail_ms]
 
 
 def test_prompts_are_a_part_of_their_own(small_plan):
@@ -164,7 +166,7 @@ def test_prompts_are_a_part_of_their_own(small_plan):
     (_, bar, tpot), (_, other, _) = parts(replace(small_plan, pick=slower))
     assert bar["prompts"] == pytest.approx(7)
     assert other["prompts"] == pytest.approx(0, abs=1e-9)
-    assert sum(bar.values()) - 2 * bar["overlap"] == pytest.approx(tpot)
+    assert sum(bar.values()) - 2 * bar["overlap"] - bar["tail"] == pytest.approx(tpot)
     assert "prompts" in labels(breakdown(replace(small_plan, pick=slower)))
     assert "prompts" not in labels(breakdown(small_plan))
 

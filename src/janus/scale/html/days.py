@@ -55,7 +55,7 @@ def _headline(timelines: Sequence[Scored], winner: Scored) -> str:
 
 
 def _lead(timelines: Sequence[Scored], winner: Scored) -> str:
-    goal = f"{winner.slo.tpot_ms:g} ms per output token for {winner.slo.percentile:g} % of requests"
+    goal = f"{winner.slo.tpot_ms:g} ms per output token for {winner.slo.percentile:g}% of requests"
     said = f"{winner.attainment:.1%} of requests are as fast as promised (the objective: {goal})"
     return "; ".join([said, *(_beside(day, winner) for day in timelines if day is not winner)]) + "."
 
@@ -70,7 +70,7 @@ def _cards(winner: Scored) -> Markup:
     lines = [("GPU-hours", f"{winner.gpu_hours:,.0f}", f"over {hours:,.3g} hours")]
     if winner.usd is not None:
         lines.append(("cost", f"${winner.usd:,.2f}", f"over {hours:,.3g} hours"))
-    lines.append(("requests as fast as promised", f"{winner.attainment:.1%}", f"goal: {winner.slo.percentile:g} %"))
+    lines.append(("requests as fast as promised", f"{winner.attainment:.1%}", f"goal: {winner.slo.percentile:g}%"))
     lines.append(("GPUs", f"{winner.gpus.min():.0f} to {winner.gpus.max():.0f}", f"decided by {winner.policy}"))
     return cards(lines)
 

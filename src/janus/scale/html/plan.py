@@ -60,7 +60,7 @@ def lead(plan: ScalePlan) -> str:
     asked = (
         f"{plan.demand:,.0f} output tokens per second" if plan.demand else f"{plan.problem.batch} requests in flight"
     )
-    whom = f"{plan.slo.percentile:g} % of requests"
+    whom = f"{plan.slo.percentile:g}% of requests"
     goal = f"To serve {asked} with at most {plan.slo.tpot_ms:g} ms per output token for {whom}"
     if split is None and alone is None:
         rule = RULES.get(plan.binding, plan.binding)
@@ -119,7 +119,7 @@ def _cards(plan: ScalePlan) -> Markup:
         lines.append(
             ("per million output tokens", _dollars(ours.usd_per_million), _dollars(other and other.usd_per_million))
         )
-    tail = f"time per output token, {plan.slo.percentile:g} % are faster"
+    tail = f"time per output token, {plan.slo.percentile:g}% of requests"
     lines.append((tail, f"{ours.tail_ms:.1f} ms", f"{other.tail_ms:.1f} ms" if other else ""))
     lines.append(("mean time per output token", f"{ours.tpot_ms:.1f} ms", f"{other.tpot_ms:.1f} ms" if other else ""))
     lines.append(
