@@ -10,7 +10,7 @@ import pytest
 from janus import JanusError, Placement, RoutingTrace, Slo, Topology
 from janus.scale import Cluster, Hardware, ModelSpec, plan
 from janus.scale.colocated import colocated_step
-from janus.scale.picture import grids
+from janus.scale.pictures.space import grids
 from janus.scale.reference import judge
 from janus.scale.report import render
 

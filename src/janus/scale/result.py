@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -246,11 +247,34 @@ class ScalePlan:
         """
         write_text(path, "scale.save", json.dumps(self.to_dict()))
 
-    def plot(self, path: str | Path) -> None:
-        """Draw the search space to an image file: n_a by n_e, coloured by TPOT, the pick marked. Needs matplotlib."""
-        from janus.scale.picture import draw
+    def plot(self, path: str | Path, what: str = "space") -> None:
+        """Draw the plan to an image file (.png, .svg, .pdf). Needs matplotlib.
 
-        draw(self, path)
+        Args:
+            path: of the picture.
+            what: ``"space"`` (every pair, coloured by TPOT, the pick marked), ``"breakdown"`` (where the time goes, split
+                beside colocated) or ``"activation"`` (a_max over batch sizes).
+
+        Raises:
+            JanusError: ``scale.plot``.
+        """
+        from janus.scale.pictures import draw
+
+        draw(self, path, what)
+
+    def report(self, path: str | Path, command: Sequence[str] = ()) -> None:
+        """Write one self-contained HTML page about the plan, for whoever decides. Needs matplotlib.
+
+        Args:
+            path: of the page.
+            command: words of the command line that made the plan, told so that it can be repeated.
+
+        Raises:
+            JanusError: ``scale.plot`` without matplotlib, ``scale.report`` for a path that cannot be written.
+        """
+        from janus.scale.html import plan_page
+
+        write_text(path, "scale.report", plan_page(self, command))
 
     def __str__(self) -> str:
         from janus.scale.report import render
