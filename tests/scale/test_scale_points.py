@@ -148,14 +148,16 @@ def test_a_fitted_model_plans_and_its_colocated_column_is_as_slow(olmoe, small_c
     fitted = fitted_to(model, [point], table)
     slow = plan(olmoe, small_cluster, slo=1000, **given, max_batch=512, latency=fitted)
     assert slow.tpot_ms == pytest.approx(3 * fast.tpot_ms, rel=0.05)
-    assert fast.colocated and slow.colocated
+    assert fast.colocated
+    assert slow.colocated
     assert fitted.terms.scale > 1.5
     assert slow.colocated.tpot_ms > fitted.terms.scale * fast.colocated.tpot_ms
 
 
 def test_it_says_what_it_was_fitted_to(base):
     text = fitted_to(base, paper()[:2], Saturated()).explain()
-    assert "fitted to 1A6E at B = 64, 5A10E at B = 256" in text and "per request and layer" in text
+    assert "fitted to 1A6E at B = 64, 5A10E at B = 256" in text
+    assert "per request and layer" in text
 
 
 @pytest.mark.parametrize(

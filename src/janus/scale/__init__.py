@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from janus.scale.model import ModelSpec
     from janus.scale.points import StepPoint, fitted_to
     from janus.scale.result import ScalePlan
+    from janus.scale.saved import SavedPlan
 
 _HOME = {
     "ActivationTable": ".activation",
@@ -27,6 +28,7 @@ _HOME = {
     "LatencyModel": ".latency",
     "ModelSpec": ".model",
     "ScalePlan": ".result",
+    "SavedPlan": ".saved",
     "StepPoint": ".points",
     "fitted_to": ".points",
     "plan": ".api",
@@ -40,6 +42,7 @@ __all__ = [
     "Hardware",
     "LatencyModel",
     "ModelSpec",
+    "SavedPlan",
     "ScalePlan",
     "StepPoint",
     "fitted_to",
