@@ -21,7 +21,8 @@ from figures import figure, report, say  # noqa: E402
 
 from janus.scale import ActivationTable, Cluster, LatencyModel, ModelSpec, ScalePlan, StepPoint, fitted_to, plan  # noqa: E402
 from janus.scale.exchange import ExchangeCost  # noqa: E402
-from janus.scale.points import Prior, left_out, ridge  # noqa: E402
+from janus.scale.points import Prior, left_out  # noqa: E402
+from janus.scale.ridge import ridge  # noqa: E402
 from janus.scale.solve import Candidate, Problem, search  # noqa: E402
 from janus.types import RoutingTrace, Slo, read_expert_counts, sample  # noqa: E402
 
@@ -40,6 +41,10 @@ class PaperExchange(ExchangeCost):
     def layer_s(self, n_a: int, n_e: int, B: int, row_bytes: int) -> float:
         found = self.regimes_s(n_a, n_e, B, row_bytes)
         return min(seconds for name, seconds in found.items() if name in ("direct", "gather"))
+
+    def layers_s(self, n_a: Any, n_e: Any, B: Any, row_bytes: int) -> Any:
+        given = np.broadcast_arrays(np.atleast_1d(n_a), n_e, B)
+        return np.array([self.layer_s(*(int(n) for n in row), row_bytes) for row in zip(*given, strict=True)])
 
 
 EXCHANGES = {"the paper's exchange": PaperExchange, "Janus's exchange": ExchangeCost}

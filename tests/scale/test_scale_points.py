@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from janus import JanusError
 from janus.scale import Cluster, LatencyModel, ModelSpec, StepPoint, fitted_to, plan
 from janus.scale.latency import Activated
-from janus.scale.points import Prior, left_out, ridge
+from janus.scale.points import Prior, left_out
+from janus.scale.ridge import ridge
 from janus.scale.scaled import ScaledLatencyModel, StepTerms
 
 PAPER = [("1A6E", 64, 99), ("5A10E", 256, 170), ("2A6E", 256, 240), ("4A6E", 512, 340)]

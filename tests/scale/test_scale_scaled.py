@@ -53,6 +53,7 @@ def test_a_scaled_exchange_scales_every_way_to_ask(base):
     twice = ScaledExchange(base.cost, 2)
     for n_a, n_e, B in itertools.product((1, 3), (2, 9), (1, 40)):
         assert twice.layer_s(n_a, n_e, B, 64) == pytest.approx(2 * base.cost.layer_s(n_a, n_e, B, 64))
+        assert twice.layers_s(n_a, n_e, B, 64)[0] == pytest.approx(2 * base.cost.layer_s(n_a, n_e, B, 64))
         assert twice.listed_s(n_a, n_e, B, 64) == pytest.approx(2 * base.cost.listed_s(n_a, n_e, B, 64))
         regimes = twice.regimes_s(n_a, n_e, B, 64)
         assert min(regimes.values()) == pytest.approx(twice.layer_s(n_a, n_e, B, 64))

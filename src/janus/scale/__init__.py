@@ -12,6 +12,8 @@ from janus.lazy import on_first_use
 if TYPE_CHECKING:
     from janus.scale.activation import ActivationTable
     from janus.scale.api import plan
+    from janus.scale.engine import EngineCoefficients, EngineModel
+    from janus.scale.engine_config import EngineConfig
     from janus.scale.hardware import Cluster, Hardware
     from janus.scale.latency import Breakdown, Efficiency, LatencyModel
     from janus.scale.model import ModelSpec
@@ -24,6 +26,9 @@ _HOME = {
     "Breakdown": ".latency",
     "Cluster": ".hardware",
     "Efficiency": ".latency",
+    "EngineCoefficients": ".engine",
+    "EngineConfig": ".engine_config",
+    "EngineModel": ".engine",
     "Hardware": ".hardware",
     "LatencyModel": ".latency",
     "ModelSpec": ".model",
@@ -39,6 +44,9 @@ __all__ = [
     "Breakdown",
     "Cluster",
     "Efficiency",
+    "EngineCoefficients",
+    "EngineConfig",
+    "EngineModel",
     "Hardware",
     "LatencyModel",
     "ModelSpec",

@@ -126,6 +126,10 @@ class ActivationTable:
         """Standard error of a measured a_max (draws and layers), experts."""
         return self._measured(n_e, B, slots, "stderr")
 
+    def step_spread(self, n_e: int, B: float, slots: int | None = None) -> float:
+        """Standard deviation of a step's a_max, the mean over layers; a guess of 0.3 experts until it is measured."""
+        return 0.3
+
     def worst_layer(self, n_e: int, B: int, slots: int | None = None) -> float:
         """Mean a_max of the layer with the largest one, experts."""
         return self._measured(n_e, B, slots, "worst")

@@ -118,6 +118,7 @@ class LatencyModel:
         model: ModelSpec,
         cluster: Cluster,
         *,
+        expert_cluster: Cluster | None = None,
         efficiency: Efficiency | None = None,
         cost: ExchangeCost | None = None,
     ) -> LatencyModel:
@@ -142,18 +143,35 @@ class LatencyModel:
         for name, value in (("n_a", n_a), ("n_e", n_e), ("B", B)):
             whole(value, name, "latency.range")
         positive(s_ctx, "s_ctx (tokens)", "latency.range")
+        comm_us = 1e6 * self.cost.layer_s(n_a, n_e, B, 2 * self.model.hidden)
+        return self.breakdown(-(-B // n_a), s_ctx, B, activation.at(n_e, B), comm_us)
+
+    def breakdown(self, b: int, s_ctx: float, B: int, active: Activated, comm_us: float) -> Breakdown:
+        """One step put together from its parts.
+
+        Args:
+            b: requests on the fullest attention instance.
+            s_ctx: their mean KV length, tokens.
+            B: tokens in the batch.
+            active: what one layer asks of the expert pool.
+            comm_us: dispatch and combine of one layer, microseconds.
+        """
         m = self.model
-        attention, shared, other = self._side(-(-B // n_a), s_ctx)
-        moe = self.moe_layer_us(activation.at(n_e, B), B)
-        comm = 1e6 * self.cost.layer_s(n_a, n_e, B, 2 * m.hidden)
-        hidden = min(shared, moe + comm)
+        attention, shared, other = self._side(b, s_ctx)
+        moe = self.moe_layer_us(active, B)
+        hidden = min(shared, moe + comm_us)
         return Breakdown(
             attention=(m.layers * attention + m.moe_layers * shared) / 1e3,
             moe=m.moe_layers * moe / 1e3,
-            comm=m.moe_layers * comm / 1e3,
+            comm=m.moe_layers * comm_us / 1e3,
             other=other / 1e3,
             overlap=m.moe_layers * hidden / 1e3,
         )
+
+    @property
+    def expert_cluster(self) -> Cluster:
+        """The GPUs of the expert pool."""
+        return self.cluster
 
     def op_us(self, bytes_: float, flops: float, dtype: str) -> float:
         """One operation: the larger of reading `bytes_` and computing `flops`, microseconds."""

@@ -12,21 +12,18 @@ every expert instance does for every row, since each of them receives the whole 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from janus.errors import JanusError
 from janus.scale.hardware import positive, whole
 from janus.scale.latency import Activation, LatencyModel
-from janus.scale.scaled import ScaledLatencyModel, StepTerms, work_ms
+from janus.scale.ridge import ridge
+from janus.scale.scaled import ScaledLatencyModel, StepTerms
 from janus.types.checks import instance, shown
-
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -180,34 +177,9 @@ def left_out(
 
 
 def _features(latency: LatencyModel, p: StepPoint, activation: Activation) -> tuple[float, float, float]:
-    return latency.tpot(p.n_a, p.n_e, p.B, p.s_ctx, activation).tpot, *work_ms(latency, p.n_a, p.B)
-
-
-def ridge(relative: FloatArray, error: float, center: FloatArray, widths: FloatArray) -> FloatArray:
-    """The x >= 0 that minimises sum(((relative @ x - 1) / error)^2) + sum(((x - center) / widths)^2).
-
-    Every set of numbers held at 0 is tried; of a convex sum the best allowed one is the optimum.
-
-    Args:
-        relative: float64 [points, terms], what one unit of each term adds to each point, as a share of its measurement.
-        error: relative error of a measurement.
-        center, widths: float64 [terms], where the terms are without any point, and how far they may be off.
-
-    Example:
-        >>> ridge(np.array([[0.5]]), 0.01, np.array([1.0]), np.array([1.0])).round(3).tolist()  # half as long: twice
-        [2.0]
-    """
-    A = np.vstack([relative / error, np.diag(1 / widths)])
-    y = np.concatenate([np.full(len(relative), 1 / error), center / widths])
-    terms = len(center)
-    best, least = np.zeros(terms), float(y @ y)
-    for free in itertools.product((False, True), repeat=terms):
-        x = np.zeros(terms)
-        x[list(free)] = np.linalg.lstsq(A[:, free], y, rcond=None)[0]
-        off = float(np.sum((A @ x - y) ** 2))
-        if x.min() >= 0 and off < least:
-            best, least = x, off
-    return best
+    """Milliseconds of the step, and of one microsecond per request and layer, and per row and MoE layer."""
+    m, b = latency.model, -(-p.B // p.n_a)
+    return latency.tpot(p.n_a, p.n_e, p.B, p.s_ctx, activation).tpot, m.layers * b / 1e3, m.moe_layers * p.B / 1e3
 
 
 def _checked(points: Any) -> tuple[StepPoint, ...]:

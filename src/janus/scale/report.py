@@ -36,6 +36,7 @@ def rows(plan: ScalePlan) -> list[tuple[str, str, str]]:
         ("expert slots per GPU", str(plan.problem.slots), str(c.slots) if c else "-"),
         ("requests in flight", str(a.batch) if a else "-", str(c.batch * c.copies) if c else "-"),
         ("TPOT, ms", f"{a.tpot_ms:.1f}" if a else "-", f"{c.tpot_ms:.1f}" if c else "-"),
+        (f"TPOT P{plan.slo.percentile:g}, ms", f"{a.tail_ms:.1f}" if a else "-", f"{c.tail_ms:.1f}" if c else "-"),
         ("tokens/s", f"{a.throughput:.0f}" if a else "-", f"{c.throughput:.0f}" if c else "-"),
         ("tokens/s/GPU", f"{plan.tokens_per_gpu_s:.0f}" if a else "-", f"{c.tokens_per_gpu_s:.0f}" if c else "-"),
     ]
@@ -54,11 +55,13 @@ def notes(plan: ScalePlan) -> list[str]:
     )
     lines = [
         f"{p.latency.model.name} on {p.latency.cluster.gpu.name}; {asked}; context {p.context:g} tokens; {prompts}.",
-        f"SLO: mean TPOT <= {plan.slo.tpot_ms:g} ms; percentile {plan.slo.percentile:g} is not modelled.",
+        f"SLO: P{plan.slo.percentile:g} of TPOT <= {plan.slo.tpot_ms:g} ms; KV lengths vary by {p.context_cv:.0%}.",
         f"Activated experts measured on {plan.routing}; balancer {p.table.method!r}. Times: roofline, not measured.",
     ]
     rejected = ", ".join(f"{name} {count}" for name, count in plan.rejections.items()) or "none"
-    lines.append(f"{len(plan.candidates)} candidates; rejected by: {rejected}.")
+    lines.append(
+        f"{len(plan.candidates)} candidates; rejected by: {rejected}. {plan.proof[0].upper()}{plan.proof[1:]}."
+    )
     return lines if plan.feasible else [*lines, f"No pair of pools is feasible; binding constraint: {plan.binding}."]
 
 

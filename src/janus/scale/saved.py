@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from janus.errors import JanusError, known
-from janus.scale.latency import Breakdown
+from janus.errors import JanusError
+from janus.scale.fields import CODE
+from janus.scale.plan_fields import CHECKS
 from janus.types import Placement, Slo, Topology
-from janus.types.checks import integer, number, shown
+from janus.types.checks import shown
 from janus.types.files import read_json, reading
 
 FORMAT = "janus.plan/1"
-CODE = "plan.file"
 MAX_BYTES = 64 * 2**20  # a search of 128 + 128 GPUs writes about 7 MB
-Check = Callable[[Any, str], Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,133 +135,3 @@ def _check_agreement(read: dict[str, Any]) -> None:
     for rule, holds in rules.items():
         if not holds:
             raise JanusError(CODE, f"{rule}; they disagree in this file")
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise JanusError(CODE, f"{name} must be a text, got {shown(value)}")
-    return value
-
-
-def _flag(value: Any, name: str) -> bool:
-    if not isinstance(value, bool):
-        raise JanusError(CODE, f"{name} must be true or false, got {shown(value)}")
-    return value
-
-
-def _count(value: Any, name: str) -> int:
-    return integer(value, name, CODE, low=1)
-
-
-def _least(low: float, *, above: bool = False) -> Check:
-    rule = f"must be a finite number {'>' if above else '>='} {low:g}"
-
-    def check(value: Any, name: str) -> float:
-        out = number(value, f"{name} {rule}", CODE)
-        if out < low or (above and out == low):
-            raise JanusError(CODE, f"{name} {rule}, got {shown(value)}")
-        return out
-
-    return check
-
-
-def _optional(check: Check) -> Check:
-    return lambda value, name: None if value is None else check(value, name)
-
-
-def _object(value: Any, name: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise JanusError(CODE, f"{name} must be an object, got {shown(value)}")
-    return value
-
-
-def _record(checks: dict[str, Check]) -> Check:
-    """An object with these fields at least."""
-
-    def check(value: Any, name: str) -> dict[str, Any]:
-        found = _object(value, name)
-        for field, of_field in checks.items():
-            if field not in found:
-                raise JanusError(CODE, f"{name} holds {field}; it is missing")
-            of_field(found[field], f"{name}.{field}")
-        return found
-
-    return check
-
-
-def _deployment(sizes: dict[str, Check], gpus: Callable[[dict[str, Any]], int], more: dict[str, Check]) -> Check:
-    """A pair of pools or a colocated deployment: sizes, and as many GPUs as they make."""
-    record = _record(sizes | {"batch": lambda v, n: integer(v, n, CODE), "gpus": _count} | more)
-
-    def check(value: Any, name: str) -> dict[str, Any]:
-        found = record(value, name)
-        if found["gpus"] != gpus(found):
-            raise JanusError(CODE, f"{name}.gpus must be {gpus(found)}, what its pools make, got {found['gpus']}")
-        return found
-
-    return check
-
-
-_BREAKDOWN = _record({field.name: _least(0) for field in fields(Breakdown)})
-_POSITIVE = _least(0, above=True)
-_CANDIDATE = _deployment(
-    {"n_a": _count, "n_e": _count},
-    lambda c: c["n_a"] + c["n_e"],
-    {
-        "breakdown": _optional(_BREAKDOWN),
-        "tpot_ms": _optional(_POSITIVE),
-        "throughput": _optional(_least(0)),
-        "rejected": _text,
-        "detail": _text,
-    },
-)
-_COLOCATED = _deployment(
-    {"width": _count, "copies": _count, "slots": _count},
-    lambda c: c["width"] * c["copies"],
-    {"breakdown": _BREAKDOWN, "tpot_ms": _POSITIVE, "throughput": _POSITIVE},
-)
-
-
-def _pick(value: Any, name: str) -> dict[str, Any]:
-    found = _CANDIDATE(value, name)
-    for field in ("batch", "tpot_ms"):
-        _POSITIVE(found[field], f"{name}.{field}")
-    return found
-
-
-def _candidates(value: Any, name: str) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not value:
-        raise JanusError(CODE, f"{name} must be a list of pairs, at least one, got {shown(value)}")
-    return [_CANDIDATE(candidate, f"{name}[{i}]") for i, candidate in enumerate(value)]
-
-
-def _rejections(value: Any, name: str) -> dict[str, int]:
-    return {rule: _count(count, f"{name}.{rule}") for rule, count in _object(value, name).items()}
-
-
-def _slo(value: Any, name: str) -> Slo:
-    found = _record({"tpot_ms": _POSITIVE, "percentile": _POSITIVE})(value, name)
-    return Slo(found["tpot_ms"], found["percentile"])
-
-
-CHECKS: dict[str, Check] = {
-    "model": _text,
-    "hardware": _text,
-    "feasible": _flag,
-    "binding": _text,
-    "verdict": _text,
-    "disaggregate": _flag,
-    "demand": _optional(_POSITIVE),
-    "headroom": _least(1),
-    "slo": _slo,
-    "context": _POSITIVE,
-    "prefill": lambda value, name: known(value, ("elsewhere", "attention"), name, CODE),
-    "routing": _text,
-    "slots_per_instance": _count,
-    "pick": _optional(_pick),
-    "colocated": _optional(_COLOCATED),
-    "topology": _optional(lambda value, _: Topology.from_dict(value)),
-    "rejections": _rejections,
-    "candidates": _candidates,
-    "placement": _optional(lambda value, _: Placement.from_dict(value)),
-}

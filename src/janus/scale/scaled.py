@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from janus.scale.exchange import ExchangeCost, Link
-from janus.scale.latency import Activated, Activation, Breakdown, LatencyModel
+from janus.scale.latency import Activated, Breakdown, LatencyModel
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,13 @@ class ScaledLatencyModel(LatencyModel):
         super().__init__(base.model, base.cluster, base.efficiency, ScaledExchange(base.cost, terms.scale))
         self.base, self.terms, self.points = base, terms, tuple(points)
 
-    def tpot(self, n_a: int, n_e: int, B: int, s_ctx: float, activation: Activation) -> Breakdown:
-        """As `LatencyModel.tpot`, scaled; `request_us` counts as attention, `row_us` as moe."""
-        step, k = self.base.tpot(n_a, n_e, B, s_ctx, activation), self.terms.scale
-        request, row = work_ms(self.base, n_a, B)
+    def breakdown(self, b: int, s_ctx: float, B: int, active: Activated, comm_us: float) -> Breakdown:
+        """As `LatencyModel.breakdown`, scaled; `request_us` counts as attention, `row_us` as moe."""
+        k, m = self.terms.scale, self.model
+        step = self.base.breakdown(b, s_ctx, B, active, comm_us / k if k else 0.0)  # the exchange comes scaled already
         return Breakdown(
-            attention=k * step.attention + request * self.terms.request_us,
-            moe=k * step.moe + row * self.terms.row_us,
+            attention=k * step.attention + m.layers * b * self.terms.request_us / 1e3,
+            moe=k * step.moe + m.moe_layers * B * self.terms.row_us / 1e3,
             comm=k * step.comm,
             other=k * step.other,
             overlap=k * step.overlap,
@@ -88,7 +91,7 @@ class ScaledExchange(ExchangeCost):
     """An exchange whose every message takes `scale` times as long."""
 
     def __init__(self, base: ExchangeCost, scale: float) -> None:
-        super().__init__(base.model, base.gpus_per_node)
+        super().__init__(base.model, base.gpus_per_node, base.expert_gpus_per_node)
         self.base, self.scale = base, scale
 
     def link(self, name: str, row_bytes: int) -> Link:
@@ -100,11 +103,12 @@ class ScaledExchange(ExchangeCost):
         """As `ExchangeCost.layer_s`, scaled."""
         return self.scale * self.base.layer_s(n_a, n_e, B, row_bytes)
 
+    def layers_s(
+        self, n_a: npt.ArrayLike, n_e: npt.ArrayLike, B: npt.ArrayLike, row_bytes: int
+    ) -> npt.NDArray[np.float64]:
+        """As `ExchangeCost.layers_s`, scaled."""
+        return self.scale * self.base.layers_s(n_a, n_e, B, row_bytes)
+
     def listed_s(self, n_a: int, n_e: int, B: int, row_bytes: int) -> float:
         """As `ExchangeCost.listed_s`, scaled."""
         return self.scale * self.base.listed_s(n_a, n_e, B, row_bytes)
-
-
-def work_ms(latency: LatencyModel, n_a: int, B: int) -> tuple[float, float]:
-    """Milliseconds per step of one microsecond per request and layer, and of one per row and MoE layer."""
-    return latency.model.layers * -(-B // n_a) / 1e3, latency.model.moe_layers * B / 1e3
