@@ -113,7 +113,7 @@ def _kind(path: Path) -> str:
         with path.open("rb") as file:
             head = file.readline(1 << 16)
         names = _members(path) if head[:2] == b"PK" else set()
-    except (OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile raises half a dozen kinds on corrupt bytes
         raise JanusError("trace.file", f"cannot read a trace from {path}: {error}") from error
     if head[:2] == b"PK":
         if {"ids", "topk"} & names:
@@ -121,7 +121,7 @@ def _kind(path: Path) -> str:
         return "requests" if "times_s" in names else "counts"
     try:
         first = json.loads(head)
-    except ValueError:  # a CSV, or JSON over several lines
+    except (ValueError, RecursionError):  # a CSV, JSON over several lines, or one that the reader will refuse
         return "counts" if head.lstrip()[:1] in (b"{", b"") else "requests"
     return "requests" if not isinstance(first, dict) or "timestamp" in first else "counts"
 

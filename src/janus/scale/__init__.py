@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from janus.scale.model import ModelSpec
     from janus.scale.points import StepPoint, fitted_to
     from janus.scale.result import ScalePlan
+    from janus.scale.saved import SavedPlan
     from janus.scale.tuning import Tuning
 
 _HOME = {
@@ -38,6 +39,7 @@ _HOME = {
     "ModelSpec": ".model",
     "Observation": ".decisions",
     "ScalePlan": ".result",
+    "SavedPlan": ".saved",
     "StepPoint": ".points",
     "fitted_to": ".points",
     "Tuning": ".tuning",
@@ -58,6 +60,7 @@ __all__ = [
     "LatencyModel",
     "ModelSpec",
     "Observation",
+    "SavedPlan",
     "ScalePlan",
     "StepPoint",
     "Tuning",

@@ -12,21 +12,18 @@ every expert instance does for every row, since each of them receives the whole 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from janus.errors import JanusError
-from janus.scale.exchange import ExchangeCost, Link
-from janus.scale.hardware import Hardware, positive, whole
-from janus.scale.latency import Activated, Activation, LatencyModel
+from janus.scale.hardware import positive, whole
+from janus.scale.latency import Activation, LatencyModel
+from janus.scale.ridge import ridge
+from janus.scale.scaled import ScaledLatencyModel, StepTerms
 from janus.types.checks import instance, shown
-
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -97,21 +94,6 @@ class StepPoint:
 
 
 @dataclass(frozen=True)
-class StepTerms:
-    """The three fitted numbers; as they stand, they change nothing.
-
-    Args:
-        scale: factor on every part of the step.
-        request_us: microseconds per request and layer on an attention instance.
-        row_us: microseconds per row of the whole batch and MoE layer on an expert instance.
-    """
-
-    scale: float = 1.0
-    request_us: float = 0.0
-    row_us: float = 0.0
-
-
-@dataclass(frozen=True)
 class Prior:
     """What is believed before a point is measured, as standard deviations; the fit is a ridge towards `StepTerms()`.
 
@@ -131,85 +113,6 @@ class Prior:
     def __post_init__(self) -> None:
         for name in ("error", "scale", "work_us"):
             positive(getattr(self, name), f"Prior.{name}", "points.range")
-
-
-class ScaledLatencyModel(LatencyModel):
-    """A latency model with `StepTerms` on top; what `fitted_to` returns, and what ``plan(latency=...)`` takes.
-
-    `scale` and `request_us` hold for a colocated deployment too, which runs the same kernels for the same requests;
-    `row_us` does not, since its rows travel only where they are needed.
-
-    Args:
-        base: the model that is scaled.
-        terms: see `StepTerms`.
-        points: what they were fitted to, for people; empty when they were set by hand.
-    """
-
-    def __init__(self, base: LatencyModel, terms: StepTerms, points: Sequence[StepPoint] = ()) -> None:
-        cost = ScaledExchange(base.cost, terms.scale)
-        floor = terms.scale * base.comm_floor_us
-        super().__init__(base.model, base.cluster, base.efficiency, cost, base.expert_cluster, comm_floor_us=floor)
-        self.base, self.terms, self.points = base, terms, tuple(points)
-
-    def pool_moe_us(self, active: Activated, B: float) -> float:
-        """As `LatencyModel.pool_moe_us`, scaled, with `row_us`."""
-        return self.moe_layer_us(active, B) + self.terms.row_us * B
-
-    def op_us(self, bytes_: float, flops: float, dtype: str, gpu: Hardware | None = None) -> float:
-        """As `LatencyModel.op_us`, scaled."""
-        return self.terms.scale * self.base.op_us(bytes_, flops, dtype, gpu)
-
-    def attention_layer_us(self, b: float, s_ctx: float) -> float:
-        """As `LatencyModel.attention_layer_us`, scaled, with `request_us`."""
-        return self.terms.scale * self.base.attention_layer_us(b, s_ctx) + self.terms.request_us * b
-
-    def moe_layer_us(self, active: Activated, B: float) -> float:
-        """As `LatencyModel.moe_layer_us`, scaled; without `row_us`, which belongs to the split."""
-        return self.terms.scale * self.base.moe_layer_us(active, B)
-
-    def attention_side_us(self, b: int, s_ctx: float) -> tuple[float, float, float]:
-        """As `LatencyModel.attention_side_us`, scaled, with `request_us`."""
-        attention, shared, other = (self.terms.scale * us for us in self.base.attention_side_us(b, s_ctx))
-        return attention + self.terms.request_us * b, shared, other
-
-    def explain(self) -> str:
-        """The terms and what they were fitted to, in one line.
-
-        Example:
-            >>> from janus.scale import Cluster, ModelSpec
-            >>> base = LatencyModel.roofline(ModelSpec.from_config("deepseek-v2"), Cluster("h100-sxm"))
-            >>> ScaledLatencyModel(base, StepTerms(1.8, 4.3)).explain()
-            '1.80 x the latency model, 4.30 us per request and layer, 0.00 us per row and MoE layer; set by hand'
-        """
-        t = self.terms
-        whence = f"fitted to {', '.join(p.name for p in self.points)}" if self.points else "set by hand"
-        each = f"{t.request_us:.2f} us per request and layer, {t.row_us:.2f} us per row and MoE layer"
-        return f"{t.scale:.2f} x the latency model, {each}; {whence}"
-
-
-class ScaledExchange(ExchangeCost):
-    """An exchange whose every message takes `scale` times as long."""
-
-    def __init__(self, base: ExchangeCost, scale: float) -> None:
-        super().__init__(base.model, base.gpus_per_node)
-        self.base, self.scale = base, scale
-
-    def link(self, name: str, row_bytes: int) -> Link:
-        """As `ExchangeCost.link`, scaled."""
-        link = self.base.link(name, row_bytes)
-        return Link(self.scale * link.alpha, self.scale * link.beta)
-
-    def layer_s(self, n_a: int, n_e: int, B: int, row_bytes: int) -> float:
-        """As `ExchangeCost.layer_s`, scaled."""
-        return self.scale * self.base.layer_s(n_a, n_e, B, row_bytes)
-
-    def layers_s(self, n_a: npt.ArrayLike, n_e: npt.ArrayLike, B: npt.ArrayLike, row_bytes: int) -> FloatArray:
-        """As `ExchangeCost.layers_s`, scaled."""
-        return self.scale * self.base.layers_s(n_a, n_e, B, row_bytes)
-
-    def listed_s(self, n_a: int, n_e: int, B: int, row_bytes: int) -> float:
-        """As `ExchangeCost.listed_s`, scaled."""
-        return self.scale * self.base.listed_s(n_a, n_e, B, row_bytes)
 
 
 def fitted_to(
@@ -232,6 +135,7 @@ def fitted_to(
 
     Example:
         >>> from janus.scale import Cluster, ModelSpec
+        >>> from janus.scale.latency import Activated
         >>> class Reads:
         ...     def at(self, n_e, B):
         ...         return Activated(20.0, 100.0)
@@ -249,7 +153,7 @@ def fitted_to(
     measured = np.array([point.tpot_ms for point in points])
     widths = np.array([prior.scale, prior.work_us, prior.work_us])
     terms = ridge(rows / measured[:, None], prior.error, np.array(astuple(StepTerms())), widths)
-    return ScaledLatencyModel(latency, StepTerms(*(float(term) for term in terms)), points)
+    return ScaledLatencyModel(latency, StepTerms(*(float(term) for term in terms)), [p.name for p in points])
 
 
 def left_out(
@@ -272,40 +176,10 @@ def left_out(
     )
 
 
-def _work(latency: LatencyModel, n_a: int, B: int) -> tuple[float, float]:
-    """Milliseconds per step of one microsecond per request and layer, and of one per row and MoE layer."""
-    return latency.model.layers * -(-B // n_a) / 1e3, latency.model.moe_layers * B / 1e3
-
-
 def _features(latency: LatencyModel, p: StepPoint, activation: Activation) -> tuple[float, float, float]:
-    return latency.tpot(p.n_a, p.n_e, p.B, p.s_ctx, activation).tpot, *_work(latency, p.n_a, p.B)
-
-
-def ridge(relative: FloatArray, error: float, center: FloatArray, widths: FloatArray) -> FloatArray:
-    """The x >= 0 that minimises sum(((relative @ x - 1) / error)^2) + sum(((x - center) / widths)^2).
-
-    Every set of numbers held at 0 is tried; of a convex sum the best allowed one is the optimum.
-
-    Args:
-        relative: float64 [points, terms], what one unit of each term adds to each point, as a share of its measurement.
-        error: relative error of a measurement.
-        center, widths: float64 [terms], where the terms are without any point, and how far they may be off.
-
-    Example:
-        >>> ridge(np.array([[0.5]]), 0.01, np.array([1.0]), np.array([1.0])).round(3).tolist()  # half as long: twice
-        [2.0]
-    """
-    A = np.vstack([relative / error, np.diag(1 / widths)])
-    y = np.concatenate([np.full(len(relative), 1 / error), center / widths])
-    terms = len(center)
-    best, least = np.zeros(terms), float(y @ y)
-    for free in itertools.product((False, True), repeat=terms):
-        x = np.zeros(terms)
-        x[list(free)] = np.linalg.lstsq(A[:, free], y, rcond=None)[0]
-        off = float(np.sum((A @ x - y) ** 2))
-        if x.min() >= 0 and off < least:
-            best, least = x, off
-    return best
+    """Milliseconds of the step, and of one microsecond per request and layer, and per row and MoE layer."""
+    m, b = latency.model, -(-p.B // p.n_a)
+    return latency.tpot(p.n_a, p.n_e, p.B, p.s_ctx, activation).tpot, m.layers * b / 1e3, m.moe_layers * p.B / 1e3
 
 
 def _checked(points: Any) -> tuple[StepPoint, ...]:
