@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from janus.scale.persistence import MOST, Persistence
 
 
-def taken(wanted):
+def taken(wanted, swung=True):
     p = Persistence()
-    return [p.due(w) for w in wanted], p
+    return [p.due(w, swung=w and swung) for w in wanted], p
 
 
 def test_a_drift_is_followed_at_once():
@@ -28,12 +28,18 @@ def test_what_persists_is_taken_in_the_end_and_ever_later():
     assert p.needed == MOST
 
 
+def test_refining_what_was_taken_is_no_swing():
+    got, p = taken([True, True, True, False], swung=False)
+    assert got == [True, True, True, False]
+    assert p.needed == 1
+
+
 def test_quiet_windows_make_it_quicker_again():
     p = taken([True, True])[1]
     assert p.needed == 2
-    assert not any(p.due(False) for _ in range(MOST))
+    assert not any(p.due(False, False) for _ in range(MOST))
     assert p.needed == 1
-    assert p.due(True)
+    assert p.due(True, False)
 
 
 @given(st.lists(st.booleans(), max_size=60))

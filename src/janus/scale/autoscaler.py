@@ -101,6 +101,7 @@ class Autoscaler:
         self._recent: deque[Observation] = deque(maxlen=self.tuning.patience)
         self._pools: Pools | None = None
         self._persistence = Persistence()
+        self._former: Placement | None = None  # what the last decision replaced
         self._forget()
 
     @property
@@ -258,7 +259,7 @@ class Autoscaler:
         best = max(drift.candidates, key=lambda c: regret[c.previous] * self.tuning.horizon_s - self._load_s(c))
         gain, horizon_s = regret[best.previous], self.tuning.horizon_s
         likely = gain >= self.tuning.replace_at and gain * horizon_s > self._load_s(best)
-        if not self._persistence.due(likely):
+        if not self._persistence.due(likely, likely and self._swung(drift)):
             return None
         new = self._new(held.n_a, held.n_e, best.previous)
         cost, saved = self._migration(new).transfer_s, gain * horizon_s
@@ -272,6 +273,13 @@ class Autoscaler:
         size, at = self._meter.nearest(held.batch), self._base.table.at(held.n_e, held.batch, self._base.slots)
         now, then = (at._replace(a_max=at.a_max * float((a / drift.known)[size])) for a in (drift.now, other.a_max))
         return tpot_regret(self._base.latency, (held.n_a, held.n_e), held.batch, float(seen.context), now, then)
+
+    def _swung(self, drift: Drift) -> bool:
+        """Would the placement that was replaced last do better on the last window than the one at hand?"""
+        old = self._former
+        if old is None or self._pools is None or old.num_instances != self._pools.n_experts:
+            return False
+        return float((self._meter.a_max(self._meter.maps(old), self._latest) / drift.now).mean()) < 1
 
     def _load_s(self, other: Instead) -> float:
         latency = self._base.latency
@@ -295,6 +303,7 @@ class Autoscaler:
 
     def _move(self, seen: Observation, action: str, new: Pools, why: str) -> Decision:
         cost = self._migration(new)
+        self._former = self._pools.placement if self._pools else None
         self._pools = new
         self._forget()
         return self._answer(seen, action, new, why, cost.moved_bytes, cost.seconds)

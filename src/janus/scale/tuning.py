@@ -34,7 +34,7 @@ class Tuning:
     patience: int = 3
     horizon_s: float = 900.0
     startup_s: float = 60.0
-    replace_at: float = 0.0001
+    replace_at: float = 0.0002
     memory: float = 0.2
 
     def __post_init__(self) -> None:
