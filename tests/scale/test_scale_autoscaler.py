@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from janus import JanusError, Placement
 from janus.scale import Autoscaler, Cluster, Hardware, ModelSpec, Observation, Tuning
-from janus.scale.drift import shares, stretched
+from janus.scale.drift import halves, shares, stretched
 from janus.scale.migration import Migration
 from janus.scale.reference import judge
 from janus.scale.solve import evaluate
@@ -273,10 +273,10 @@ def test_noise_of_counting_is_no_drift(scaler, skewed):
 
 def test_popularity_is_smoothed_over_windows(made, skewed):
     scaler = tuned(made, memory=0.25)
-    before, new = scaler._popular, shares(skewed(4, 16, 5), 4)
+    before, (placed, judged) = scaler._popular, halves(skewed(4, 16, 5), 0)
     run(scaler, [1000], counts=skewed(4, 16, 5))
-    np.testing.assert_allclose(scaler._popular, 0.25 * before + 0.75 * new)
-    np.testing.assert_allclose(scaler._latest, new)
+    np.testing.assert_allclose(scaler._popular, 0.25 * before + 0.75 * shares(placed, 4))
+    np.testing.assert_allclose(scaler._latest, shares(judged, 4))
 
 
 def test_one_row_of_popularity_makes_one_map_until_layers_are_counted(tiny, cards, skewed):

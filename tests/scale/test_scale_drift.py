@@ -5,7 +5,7 @@ import pytest
 
 from janus import Placement
 from janus.scale import ActivationTable, Cluster, LatencyModel
-from janus.scale.drift import DriftMeter, Fixed, shares, stretched, tpot_regret
+from janus.scale.drift import DriftMeter, Fixed, halves, shares, stretched, tpot_regret
 from janus.scale.latency import Activated
 from janus.sched import balance
 
@@ -99,3 +99,18 @@ def test_one_map_for_every_layer_is_judged_on_all_of_them(meter, popular):
     one = Placement(meter.place(popular[0][:1], 4, None).slots[0], 16)
     assert one.uniform
     assert meter.maps(one).num_layers == 3
+
+
+def test_halves_add_up_and_are_alike(skewed):
+    counts = skewed(3, 16)
+    first, second = halves(counts, seed=1)
+    np.testing.assert_array_equal(first + second, counts)
+    assert (np.abs(first - second) <= 6 * np.sqrt(counts)).all()  # six standard deviations of a fair deal
+    np.testing.assert_array_equal(first, halves(counts, seed=1)[0])
+    assert (first != halves(counts, seed=2)[0]).any()
+
+
+@pytest.mark.parametrize("counts", [[[0.5, 0.25]], [[1, 0]], [[2.0**60, 1]]])
+def test_what_cannot_be_dealt_is_taken_as_it_is(counts):
+    for half in halves(counts, seed=0):
+        np.testing.assert_array_equal(half, counts)

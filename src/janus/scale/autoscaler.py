@@ -11,10 +11,11 @@ import numpy.typing as npt
 from janus.errors import JanusError, known
 from janus.scale.batches import Routing
 from janus.scale.decisions import Decision, Observation
-from janus.scale.drift import SIZES, Drift, DriftMeter, Instead, shares, stretched, tpot_regret
+from janus.scale.drift import SIZES, Drift, DriftMeter, Instead, halves, shares, stretched, tpot_regret
 from janus.scale.hardware import Cluster
 from janus.scale.migration import Migration, Pools
 from janus.scale.model import ModelSpec
+from janus.scale.persistence import Persistence
 from janus.scale.problems import Headroom, Options, ask, problems, prompts
 from janus.scale.solve import CONSTRAINTS, Candidate, Problem, evaluate, pick, search
 from janus.scale.tuning import Tuning
@@ -28,7 +29,7 @@ class Autoscaler:
     Pools grow at once when they do not meet the objective for the demand observed, times `headroom`. They shrink when
     fewer GPUs would have served each of the last `patience` windows and the GPU-seconds saved over `horizon_s` exceed
     those that the move takes. Experts are re-placed when the time it saves over `horizon_s` exceeds that of loading
-    them. Pools that `evaluate` rejects are never chosen; where all are rejected, the answer is the largest pools and
+    them, less readily while routing swings back and forth (`Persistence`). Pools that `evaluate` rejects are never chosen; where all are rejected, the answer is the largest pools and
     the rule that binds. The same observations give the same decisions.
 
     Args:
@@ -96,9 +97,12 @@ class Autoscaler:
         self._meter = DriftMeter(
             popular, model.top_k, self._base.slots, sizes=_sizes(self._base), placing=placing, seed=seed
         )
-        self._popular, self._latest = popular, popular  # smoothed over windows, and of the last one
+        # of half the tokens, smoothed over windows: to place for; of the other half of the last window: to judge on
+        self._popular, self._latest = popular, popular
         self._recent: deque[Observation] = deque(maxlen=self.tuning.patience)
         self._pools: Pools | None = None
+        self._persistence = Persistence()
+        self._former: Placement | None = None  # what the last decision replaced
         self._forget()
 
     @property
@@ -151,8 +155,8 @@ class Autoscaler:
             model, keep = self._base.latency.model, self.tuning.memory
             routing = Routing.of(seen.counts, model.top_k)
             routing.check(model)
-            self._latest = shares(routing.counts, model.moe_layers)
-            self._popular = keep * self._popular + (1 - keep) * self._latest
+            place_for, self._latest = (shares(c, model.moe_layers) for c in halves(routing.counts, self._meter.seed))
+            self._popular = keep * self._popular + (1 - keep) * place_for
             self._one_map = self._one_map and len(routing.counts) == 1
             self._forget()
         self._recent.append(seen)
@@ -254,11 +258,12 @@ class Autoscaler:
         """Other replicas on the same pools, if the time saved over the horizon exceeds that of loading them."""
         regret = {c.previous: self._regret(seen, held, drift, c) for c in drift.candidates}
         best = max(drift.candidates, key=lambda c: regret[c.previous] * self.tuning.horizon_s - self._load_s(c))
-        gain = regret[best.previous]
-        if gain < self.tuning.replace_at:
+        gain, horizon_s = regret[best.previous], self.tuning.horizon_s
+        likely = gain >= self.tuning.replace_at and gain * horizon_s > self._load_s(best)
+        if not self._persistence.due(likely, likely and self._swung(drift)):
             return None
         new = self._new(held.n_a, held.n_e, best.previous)
-        cost, saved = self._migration(new).transfer_s, gain * self.tuning.horizon_s
+        cost, saved = self._migration(new).transfer_s, gain * horizon_s
         if saved <= cost:
             return None
         now, then = (a[self._meter.nearest(held.batch)] for a in (drift.now, best.a_max))
@@ -269,6 +274,13 @@ class Autoscaler:
         size, at = self._meter.nearest(held.batch), self._base.table.at(held.n_e, held.batch, self._base.slots)
         now, then = (at._replace(a_max=at.a_max * float((a / drift.known)[size])) for a in (drift.now, other.a_max))
         return tpot_regret(self._base.latency, (held.n_a, held.n_e), held.batch, float(seen.context), now, then)
+
+    def _swung(self, drift: Drift) -> bool:
+        """Would the placement that was replaced last do better on the last window than the one at hand?"""
+        old = self._former
+        if old is None or self._pools is None or old.num_instances != self._pools.n_experts:
+            return False
+        return float((self._meter.a_max(self._meter.maps(old), self._latest) / drift.now).mean()) < 1
 
     def _load_s(self, other: Instead) -> float:
         latency = self._base.latency
@@ -292,6 +304,7 @@ class Autoscaler:
 
     def _move(self, seen: Observation, action: str, new: Pools, why: str) -> Decision:
         cost = self._migration(new)
+        self._former = self._pools.placement if self._pools else None
         self._pools = new
         self._forget()
         return self._answer(seen, action, new, why, cost.moved_bytes, cost.seconds)

@@ -31,6 +31,25 @@ def shares(counts: npt.ArrayLike, layers: int) -> Floats:
     return (rows / rows.sum(axis=1, keepdims=True))[nearest]
 
 
+def halves(counts_LE: npt.ArrayLike, seed: int) -> tuple[Floats, Floats]:
+    """The choices counted, dealt at random to two halves: what is placed for one is judged on the other.
+
+    So a placement that fits the noise of a short count does not look better than it is. Counts that are not whole
+    numbers are no counts of single choices: they are taken twice as they are, and so is a layer too small to halve.
+
+    Example:
+        >>> a, b = halves([[6, 2]], seed=0)
+        >>> (a + b).tolist(), bool((a > 0).any() and (b > 0).any())
+        ([[6.0, 2.0]], True)
+    """
+    whole = np.asarray(counts_LE, dtype=np.float64)
+    if not (whole == np.rint(whole)).all() or whole.max() >= 2.0**53:
+        return whole, whole
+    first = np.random.default_rng(seed).binomial(whole.astype(np.int64), 0.5).astype(np.float64)
+    halved = (first.sum(axis=1) > 0) & (first.sum(axis=1) < whole.sum(axis=1))
+    return np.where(halved[:, None], first, whole), np.where(halved[:, None], whole - first, whole)
+
+
 @dataclass(frozen=True, eq=False)
 class Instead:
     """A placement that could replace the one at hand, on the sampled layers.

@@ -34,8 +34,8 @@ class Tuning:
     patience: int = 3
     horizon_s: float = 900.0
     startup_s: float = 60.0
-    replace_at: float = 0.001
-    memory: float = 0.5
+    replace_at: float = 0.0002
+    memory: float = 0.2
 
     def __post_init__(self) -> None:
         code = "scale.tuning"
