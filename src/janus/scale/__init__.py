@@ -12,33 +12,44 @@ from janus.lazy import on_first_use
 if TYPE_CHECKING:
     from janus.scale.activation import ActivationTable
     from janus.scale.api import plan
+    from janus.scale.decisions import Decision, Observation
     from janus.scale.hardware import Cluster, Hardware
     from janus.scale.latency import Breakdown, Efficiency, LatencyModel
     from janus.scale.model import ModelSpec
     from janus.scale.result import ScalePlan
+    from janus.scale.simulation import simulate
+    from janus.scale.timeline import Timeline
 
 _HOME = {
     "ActivationTable": ".activation",
     "Breakdown": ".latency",
     "Cluster": ".hardware",
+    "Decision": ".decisions",
     "Efficiency": ".latency",
     "Hardware": ".hardware",
     "LatencyModel": ".latency",
     "ModelSpec": ".model",
+    "Observation": ".decisions",
     "ScalePlan": ".result",
+    "Timeline": ".timeline",
     "plan": ".api",
+    "simulate": ".simulation",
 }
 
 __all__ = [
     "ActivationTable",
     "Breakdown",
     "Cluster",
+    "Decision",
     "Efficiency",
     "Hardware",
     "LatencyModel",
     "ModelSpec",
+    "Observation",
     "ScalePlan",
+    "Timeline",
     "plan",
+    "simulate",
 ]
 
 __getattr__, __dir__ = on_first_use(__name__, _HOME)
