@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from janus.scale.hardware import Cluster, Hardware
     from janus.scale.latency import Breakdown, Efficiency, LatencyModel
     from janus.scale.model import ModelSpec
+    from janus.scale.points import StepPoint, fitted_to
     from janus.scale.result import ScalePlan
     from janus.scale.simulation import simulate
     from janus.scale.timeline import Timeline
@@ -32,6 +33,8 @@ _HOME = {
     "Observation": ".decisions",
     "ScalePlan": ".result",
     "Timeline": ".timeline",
+    "StepPoint": ".points",
+    "fitted_to": ".points",
     "plan": ".api",
     "simulate": ".simulation",
 }
@@ -47,7 +50,9 @@ __all__ = [
     "ModelSpec",
     "Observation",
     "ScalePlan",
+    "StepPoint",
     "Timeline",
+    "fitted_to",
     "plan",
     "simulate",
 ]

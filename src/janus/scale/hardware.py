@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass, fields
 from typing import Any
 
 from janus.errors import JanusError, known
+from janus.types.checks import shown
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,16 @@ class Hardware:
 
 def positive(value: Any, what: str, code: str) -> float:
     """`value` if it is a finite number > 0, else a `JanusError` that names `what`."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value <= 0:
-        raise JanusError(code, f"{what} must be a finite number > 0, got {value!r}")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 < value <= sys.float_info.max:  # an int may be too large to be a float
+        raise JanusError(code, f"{what} must be a finite number > 0, got {shown(value)}")
     return value
 
 
 def whole(value: Any, what: str, code: str, least: int = 1) -> int:
     """`value` if it is a whole number >= `least`, else a `JanusError` that names `what`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise JanusError(code, f"{what} must be a whole number >= {least}, got {value!r}")
+        raise JanusError(code, f"{what} must be a whole number >= {least}, got {shown(value)}")
     return value
 
 
