@@ -14,7 +14,8 @@ from janus.scale.decisions import Decision
 from janus.scale.playing import play
 from janus.scale.policies import POLICIES
 from janus.scale.reference_simulate import replay
-from janus.scale.simulation import staged
+from janus.scale.stage import Layout
+from janus.scale.staging import staged
 from janus.types import RequestTrace, Slo
 
 SMALL = {"max_attention": 4, "max_experts": 6, "max_batch": 96, "tiers": (4, 8), "window_s": 2.0, "start_s": 0.7}
@@ -62,7 +63,7 @@ SIZES = st.lists(st.tuples(st.integers(1, 4), st.integers(3, 6)), min_size=1, ma
 
 def agree(stage, policy):
     day = play(stage, policy)
-    plain = replay(stage, day.decisions, colocated=policy.colocated, efficiency=policy.efficiency)
+    plain = replay(stage, policy, day.decisions)
     by_number = sorted(plain.done, key=lambda r: r.number)
     assert [r.number for r in by_number] == list(range(stage.requests.num_requests))
     assert [r.finished_s for r in by_number] == day.finished_s.tolist()
@@ -134,7 +135,7 @@ def test_requests_wait_for_memory_in_order_of_arrival(stage_of):
 def test_no_instance_ever_promises_more_memory_than_it_has(stage_of):
     stage = stage_of(trace_of([(0.01, 4000 + 100 * i, 30) for i in range(30)]))
     day, held = play(stage, Scripted([(1, 3)])), stage.held_bytes()
-    capacity = stage.pools((1, 3), (1, 3), False).capacity
+    capacity = stage.pools((1, 3), (1, 3), Layout()).capacity
     for t in day.joined_s:
         inside = (day.joined_s <= t) & (day.finished_s > t)
         assert held[inside].sum() <= capacity
@@ -261,6 +262,7 @@ def wrong(**changed):
         ({"per_gpu_efficiency": {"monolithic": 0}}, "simulate.range", "per_gpu_efficiency"),
         ({"forecast": "tomorrow"}, "simulate.forecast", "tomorrow"),
         ({"slots": 10**6}, "scale.memory", "slots"),
+        ({"copies": 0}, "simulate.range", "copies"),
         ({"threads": 0}, "simulate.range", "threads"),
         ({"cluster": "h100-sxm"}, "scale.cluster", "Cluster"),
         ({"speed": 3}, "simulate.option", "speed"),

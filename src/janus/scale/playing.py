@@ -9,7 +9,7 @@ import numpy as np
 
 from janus.errors import JanusError
 from janus.scale.decisions import Decision, Observation
-from janus.scale.stage import Stage
+from janus.scale.stage import Layout, Stage
 from janus.scale.stepping_state import ARRIVED, FLIGHT, GPU_S, HEAD, NOW, TOKEN_MS, TOKENS, Run, fresh, widened
 from janus.scale.steptimes import Curve
 from janus.scale.timeline import Timeline, Window
@@ -27,21 +27,17 @@ class Service:
     run: Run
     sizes: tuple[int, int]
     curve: Curve
+    layout: Layout = field(default_factory=Layout)
     pending: Decision | None = None
     ready_s: float = 0.0
     decisions: list[Decision] = field(default_factory=list)
-
-    @property
-    def colocated(self) -> bool:
-        """Both roles on every GPU."""
-        return bool(getattr(self.policy, "colocated", False))
 
     def advance(self, until_s: float) -> None:
         """Let time pass with the pools as they are."""
         from janus.scale.stepping import advance
 
         target = (self.pending.n_attention, self.pending.n_experts) if self.pending else self.sizes
-        pools = self.stage.pools(self.sizes, target, self.colocated)
+        pools = self.stage.pools(self.sizes, target, self.layout)
         advance(self.run, pools, self.curve, until_s, self.stage.requests.duration_s)
 
     def take(self, decision: Decision, now_s: float) -> None:
@@ -60,9 +56,9 @@ class Service:
         """Serve with these pools."""
         self.sizes = decision.n_attention, decision.n_experts
         self.run = widened(self.run, decision.n_attention)
-        efficiency = float(getattr(self.policy, "efficiency", 1.0))
-        self.curve = self.stage.curve(*self.sizes, self.colocated, efficiency)
-        self.stage.check_memory(self.stage.pools(self.sizes, self.sizes, self.colocated), self.run.held_bytes)
+        self.layout = self.stage.layout(self.policy, *self.sizes)
+        self.curve = self.stage.curve(*self.sizes, self.layout)
+        self.stage.check_memory(self.stage.pools(self.sizes, self.sizes, self.layout), self.run.held_bytes)
 
 
 def play(stage: Stage, policy: Any) -> Timeline:

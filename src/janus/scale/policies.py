@@ -23,7 +23,11 @@ LEAST_DEMAND = 1.0  # tokens/s: without any the pools still have to stand
 
 
 class Policy(Protocol):
-    """What `simulate` takes beside names. `colocated = True` counts every GPU once, both roles on it."""
+    """What `simulate` takes beside names.
+
+    It may also have `colocated` (True: both roles on every GPU, which is counted once), `efficiency` (share of a GPU's
+    work that gets done) and `copies(n_attention, n_experts)` (deployments that its pools are split into).
+    """
 
     name: str
 
@@ -55,6 +59,7 @@ class Sizing:
         self.name, self._stage, self._choose = name, stage, choose
         self.colocated, self.efficiency = colocated, efficiency
         self._now: tuple[int, int] | None = None
+        self._copies: dict[tuple[int, int], int] = {}
 
     def decide(self, observation: Observation) -> Decision:
         """The pools that `choose` finds for the observed demand with headroom."""
@@ -62,6 +67,7 @@ class Sizing:
         reserved = observation.context * self._stage.load.reserve
         sized = self._choose(Need(demand, observation.context, reserved, self._stage.slo.tpot_ms))
         before, self._now = self._now, (sized.n_a, sized.n_e)
+        self._copies.setdefault(self._now, sized.copies)
         moved, took = self._cost(before, self._now)
         return Decision(
             time_s=observation.time_s,
@@ -73,6 +79,10 @@ class Sizing:
             migration_s=took,
         )
 
+    def copies(self, n_attention: int, n_experts: int) -> int:
+        """Deployments that pools of this policy are split into."""
+        return self._copies[n_attention, n_experts]
+
     def _cost(self, before: tuple[int, int] | None, now: tuple[int, int]) -> tuple[int, float]:
         """(bytes, seconds) of a change: start-up where a pool grows, then whole instances of weights over the network.
 
@@ -81,7 +91,8 @@ class Sizing:
         if before in (None, now):
             return 0, 0.0
         latency = self._stage.times.problem.latency
-        experts = slot_bytes(latency.model) * (self._stage.sizer.slots(now[0]) if self.colocated else self._stage.slots)
+        slots = self._stage.sizer.slots(now[0] // self.copies(*now)) if self.colocated else self._stage.slots
+        experts = slots * slot_bytes(latency.model)
         added = max(0, now[0] - before[0])
         moved = [latency.model.attention_side_bytes * added, experts * now[1] * (before[1] != now[1])]
         each = max(latency.model.attention_side_bytes * (added > 0), experts * (before[1] != now[1]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,8 +46,8 @@ class Replay:
     done: list[Request] = field(default_factory=list)
 
 
-def replay(stage: Stage, decisions: Sequence[Decision], *, colocated: bool, efficiency: float) -> Replay:
-    """Serve the stage's requests with the pools that were decided."""
+def replay(stage: Stage, policy: Any, decisions: Sequence[Decision]) -> Replay:
+    """Serve the stage's requests with the pools that a policy decided on."""
     held = stage.held_bytes()
     columns = zip(stage.requests.times_s, stage.requests.input_tokens, stage.requests.output_tokens, held, strict=True)
     queue = deque(Request(n, float(t), int(i), int(o) - 1, int(h)) for n, (t, i, o, h) in enumerate(columns))
@@ -60,29 +61,20 @@ def replay(stage: Stage, decisions: Sequence[Decision], *, colocated: bool, effi
             same = (answer.n_attention, answer.n_experts) == (serving.n_attention, serving.n_experts)
             target = None if same else answer
         if target and target.time_s + target.migration_s < stop_s:
-            _until(
-                state, stage, serving, target, max(target.time_s + target.migration_s, start_s), colocated, efficiency
-            )
+            _until(state, stage, policy, (serving, target), max(target.time_s + target.migration_s, start_s))
             serving, target = target, None
-        _until(state, stage, serving, target or serving, stop_s, colocated, efficiency)
+        _until(state, stage, policy, (serving, target or serving), stop_s)
         start_s = stop_s
     return state
 
 
-def _until(
-    state: Replay,
-    stage: Stage,
-    serving: Decision,
-    target: Decision,
-    stop_s: float,
-    colocated: bool,
-    efficiency: float,
-) -> None:
-    """Step with fixed pools until the clock reaches `stop_s`."""
-    n_a, n_e = serving.n_attention, serving.n_experts
-    end_s = stage.requests.duration_s
-    pools = stage.pools((n_a, n_e), (target.n_attention, target.n_experts), colocated)
-    curve = stage.curve(n_a, n_e, colocated, efficiency)
+def _until(state: Replay, stage: Stage, policy: Any, change: tuple[Decision, Decision], stop_s: float) -> None:
+    """Step with fixed pools, paying for those that come too, until the clock reaches `stop_s`."""
+    serving, target = change
+    n_a, n_e, end_s = serving.n_attention, serving.n_experts, stage.requests.duration_s
+    layout = stage.layout(policy, n_a, n_e)
+    pools = stage.pools((n_a, n_e), (target.n_attention, target.n_experts), layout)
+    curve = stage.curve(n_a, n_e, layout)
     paid_a = max(n_a, target.n_attention)
     while state.now_s < stop_s:
         _join(state, n_a, pools.capacity, pools.max_batch)

@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
+from janus.scale.littles_law import crossing, meeting, turning
 from janus.scale.memory import attention_capacity, gate_bytes, slot_bytes
 from janus.scale.steptimes import FloatArray, StepTimes
 
@@ -46,6 +47,7 @@ class Sized:
         batch: requests in flight, not rounded.
         tpot_ms: mean step time, ms.
         feasible: False for the best there is when nothing meets the objective.
+        copies: deployments side by side that the pools are split into, the demand shared equally.
     """
 
     n_a: int
@@ -53,6 +55,17 @@ class Sized:
     batch: float
     tpot_ms: float
     feasible: bool = True
+    copies: int = 1
+
+    @property
+    def order(self) -> tuple[float, ...]:
+        """The least comes first: fewest GPUs, lower TPOT, fewer attention instances."""
+        return self.gpus, self.tpot_ms, self.n_a
+
+    @property
+    def gpus(self) -> int:
+        """Of two pools, all copies."""
+        return self.n_a + self.n_e
 
 
 class Sizer:
@@ -60,10 +73,12 @@ class Sizer:
 
     Args:
         times: the tables.
-        max_attention, max_experts: largest pools.
+        max_attention, max_experts: largest pools of one deployment.
+        copies: most deployments side by side.
     """
 
-    def __init__(self, times: StepTimes, max_attention: int, max_experts: int) -> None:
+    def __init__(self, times: StepTimes, max_attention: int, max_experts: int, copies: int = 1) -> None:
+        self.copies = copies
         self.times, self.max_attention, self.max_experts = times, max_attention, max_experts
         self.knots = times.knots
 
@@ -85,26 +100,44 @@ class Sizer:
         return self.times.attention_at(np.ceil(self.knots / n_a), need.context) + rest
 
     def smallest(self, need: Need, step: int = 1) -> Sized:
-        """The fewest GPUs, ties: the lower TPOT, then fewer attention instances; both pools multiples of `step`."""
-        pairs = self._promising(need, step)
-        for gpus in sorted({a + e for a, e in pairs}):
-            level = [self._try(a, e, need) for a, e in pairs if a + e == gpus]
-            found = [s for s in level if s]
-            if found:
-                return min(found, key=lambda s: (s.tpot_ms, s.n_a))
-        return self._largest(need, step)
+        """The fewest GPUs, ties: fewer copies, the lower TPOT, fewer attention instances; pools multiples of `step`."""
+        return self._fleet(need, step, self._smallest)
 
     def balanced(self, need: Need, step: int = 1) -> Sized:
         """The fewest GPUs among the pairs whose attention and expert times are closest, one n_a for every n_e."""
+        return self._fleet(need, step, self._balanced)
+
+    def _fleet(self, need: Need, step: int, find: Callable[[Need, int, int], Sized | None]) -> Sized:
+        """The best over the numbers of copies; without any that serves, the most and largest there are."""
+        best: Sized | None = None
+        for copies in range(1, self.copies + 1):
+            most = -(-best.gpus // copies) - 1 if best else self.max_attention + self.max_experts
+            one = find(need.shared(copies), step, most)
+            if one:
+                sizes = one.n_a * copies, one.n_e * copies
+                best = Sized(*sizes, one.batch * copies, one.tpot_ms, copies=copies)
+        return best or self._largest(step)
+
+    def _smallest(self, need: Need, step: int, most: int) -> Sized | None:
+        if most <= self.times.least:
+            return None
+        pairs = self._promising(need, step)
+        for gpus in sorted({a + e for a, e in pairs if a + e <= most}):
+            level = [self._try(a, e, need) for a, e in pairs if a + e == gpus]
+            found = [s for s in level if s]
+            if found:
+                return min(found, key=lambda s: s.order)
+        return None
+
+    def _balanced(self, need: Need, step: int, most: int) -> Sized | None:
         best: Sized | None = None
         for n_e in self._sizes(self.times.least, self.max_experts, step):
-            if best and n_e >= best.n_a + best.n_e:
+            if n_e >= min(most, best.gpus if best else most):
                 break
-            n_a = self._balancing(n_e, need, step)
-            found = self._try(n_a, n_e, need)
-            if found and (best is None or (found.n_a + n_e, found.tpot_ms) < (best.n_a + best.n_e, best.tpot_ms)):
+            found = self._try(self._balancing(n_e, need, step), n_e, need)
+            if found and found.gpus <= most and (best is None or found.order < best.order):
                 best = found
-        return best or self._largest(need, step)
+        return best
 
     def tier(self, need: Need, tiers: tuple[int, ...], efficiency: float) -> Sized:
         """The smallest whole-model tier that serves the need, else the fewest copies of the largest."""
@@ -113,21 +146,21 @@ class Sizer:
             if found:
                 return found
         width = tiers[-1]
-        most = max(1, (self.max_attention + self.max_experts) // width)
+        most = max(1, self.copies * (self.max_attention + self.max_experts) // width)
         for copies in range(2, most + 1):
             found = self.colocated(need, width, copies, efficiency)
             if found:
                 return found
-        return Sized(width * most, width * most, float("nan"), float("nan"), feasible=False)
+        return Sized(width * most, width * most, float("nan"), float("nan"), feasible=False, copies=most)
 
     def colocated(self, need: Need, width: int, copies: int, efficiency: float) -> Sized | None:
         """Expert-parallel copies of `width` GPUs, if they serve the need."""
         rest = self.times.colocated_rest(width, self.slots(width))
         room = min(self.times.problem.max_batch, width * self.colocated_capacity(width, need.reserved))
         share = need.shared(copies * efficiency)
-        at = meeting(self.knots, self.steps(width, rest, share), share, room / efficiency)
+        at = meeting(self.knots, self.steps(width, rest, share), share.demand, share.slo_ms, room / efficiency)
         gpus = width * copies
-        return Sized(gpus, gpus, at[0] * copies * efficiency, at[1]) if at else None
+        return Sized(gpus, gpus, at[0] * copies * efficiency, at[1], copies=copies) if at else None
 
     def slots(self, width: int) -> int:
         """Expert slots per GPU of a colocated copy: as few as hold every expert, since memory is wanted for requests."""
@@ -166,7 +199,8 @@ class Sizer:
             ends += [self.times.rest_at(n_a, n_e, k), self.times.rest_at(n_a, n_e, k + 1)]
             if np.interp(limit, self.knots[k : k + 2], ends) * need.demand / 1e3 > limit + 1e-9:
                 return None
-        at = meeting(self.knots, self.steps(n_a, self.times.rest(n_a, n_e), need), need, self.room(n_a, need))
+        steps = self.steps(n_a, self.times.rest(n_a, n_e), need)
+        at = meeting(self.knots, steps, need.demand, need.slo_ms, self.room(n_a, need))
         return Sized(n_a, n_e, *at) if at else None
 
     def _balancing(self, n_e: int, need: Need, step: int) -> int:
@@ -181,48 +215,6 @@ class Sizer:
         sizes = self._sizes(1, self.max_attention, step)
         return sizes[turning(lambda i: surplus(sizes[i]), len(sizes))]
 
-    def _largest(self, need: Need, step: int) -> Sized:
-        n_a, n_e = self.max_attention // step * step, self.max_experts // step * step
-        return Sized(n_a, n_e, float("nan"), float("nan"), feasible=False)
-
-
-def crossing(knots: FloatArray, steps_ms: FloatArray, demand: float) -> tuple[float, float] | None:
-    """(batch, step in ms) where B = demand x T(B) first holds; None when it does up to no knot.
-
-    Example:
-        >>> crossing(np.array([1.0, 16.0]), np.array([10.0, 10.0]), demand=800)
-        (8.0, 10.0)
-    """
-    surplus = knots - demand * steps_ms / 1e3
-    k = int(np.argmax(surplus >= 0))
-    if surplus[k] < 0:
-        return None
-    if k == 0:
-        return 1.0, float(steps_ms[0])
-    part = surplus[k - 1] / (surplus[k - 1] - surplus[k])
-    batch = knots[k - 1] + part * (knots[k] - knots[k - 1])
-    return float(batch), float(batch / demand * 1e3)
-
-
-def meeting(knots: FloatArray, steps_ms: FloatArray, need: Need, room: float) -> tuple[float, float] | None:
-    """`crossing`, if the batch fits and the step keeps the objective."""
-    at = crossing(knots, steps_ms, need.demand)
-    return at if at and at[0] <= room and at[1] <= need.slo_ms else None
-
-
-def turning(surplus: Callable[[int], float], count: int) -> int:
-    """The i in 0..count-1 where a falling function is closest to 0, by bisection.
-
-    Example:
-        >>> turning(lambda i: 10 - 4 * i, 9)  # 10, 6, 2, -2, -6: ties go to the larger pool
-        3
-    """
-    low, high = 0, count - 1
-    if surplus(low) <= 0:
-        return low
-    if surplus(high) > 0:
-        return high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if surplus(middle) > 0 else (low, middle)
-    return low if abs(surplus(low)) < abs(surplus(high)) else high
+    def _largest(self, step: int) -> Sized:
+        n_a, n_e = (most // step * step * self.copies for most in (self.max_attention, self.max_experts))
+        return Sized(n_a, n_e, float("nan"), float("nan"), feasible=False, copies=self.copies)

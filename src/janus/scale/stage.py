@@ -20,6 +20,21 @@ from janus.types import RequestTrace, Slo
 LONGEST_OUTPUT = 2**22  # tokens: the ring of finishing steps has as many places
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How pools are arranged.
+
+    Args:
+        colocated: attention and experts on the same GPUs.
+        copies: deployments side by side, requests spread over all of them.
+        efficiency: share of a GPU's work that gets done.
+    """
+
+    colocated: bool = False
+    copies: int = 1
+    efficiency: float = 1.0
+
+
 @dataclass(frozen=True, eq=False)
 class Stage:
     """Requests, model and machine of a simulation.
@@ -60,33 +75,35 @@ class Stage:
         model = self.times.problem.latency.model
         return np.array([np.ceil(request_bytes(model, float(s))) for s in lengths], dtype=np.int64)[back]
 
-    def curve(self, n_a: int, n_e: int, colocated: bool, efficiency: float) -> Curve:
+    def curve(self, n_a: int, n_e: int, layout: Layout) -> Curve:
         """Step times of these pools."""
-        if colocated:
-            width, copies = self.layout(n_a)
+        if layout.colocated:
+            width = n_a // layout.copies
             rest = self.times.colocated_rest(width, self.sizer.slots(width))
-            return self.times.curve(rest, copies=copies, efficiency=efficiency)
-        return self.times.curve(self.times.rest(n_a, n_e), efficiency=efficiency)
+        else:
+            rest = self.times.rest(n_a // layout.copies, n_e // layout.copies)
+        return self.times.curve(rest, copies=layout.copies, efficiency=layout.efficiency)
 
-    def layout(self, gpus: int) -> tuple[int, int]:
-        """(width, copies) of a colocated deployment: a tier, or copies of the largest."""
-        width = gpus if gpus in self.tiers else self.tiers[-1]
-        if gpus % width:
-            rule = f"a colocated deployment has {', '.join(map(str, self.tiers))} GPUs or a multiple of the last"
-            raise JanusError("simulate.policy", f"{rule}; got {gpus}")
-        return width, gpus // width
+    def layout(self, policy: Any, n_a: int, n_e: int) -> Layout:
+        """How a policy arranges these pools; what it does not say is 1 deployment of two pools at full efficiency."""
+        colocated = bool(getattr(policy, "colocated", False))
+        copies = policy.copies(n_a, n_e) if hasattr(policy, "copies") else 1
+        if colocated and not hasattr(policy, "copies"):
+            copies = 1 if n_a in self.tiers else max(1, n_a // self.tiers[-1])
+        if n_a % copies or n_e % copies or (colocated and n_a // copies not in self.tiers):
+            rule = "every copy must have as many instances, and as many GPUs as a tier where it is colocated"
+            raise JanusError("simulate.policy", f"{rule}; got {n_a} and {n_e} in {copies} copies, tiers {self.tiers}")
+        return Layout(colocated, copies, float(getattr(policy, "efficiency", 1.0)))
 
-    def pools(self, serving: tuple[int, int], target: tuple[int, int], colocated: bool) -> Pools:
+    def pools(self, serving: tuple[int, int], target: tuple[int, int], layout: Layout) -> Pools:
         """What serves and what is paid while a change to `target` is under way (or none is: the same pools)."""
         model, cluster = self.times.problem.latency.model, self.times.problem.latency.cluster
         held, most = 0.0, self.times.problem.max_batch
-        if colocated:
-            width, copies = self.layout(serving[0])
-            held = self.sizer.slots(width) * slot_bytes(model) + gate_bytes(model, most)
-            most *= copies
+        if layout.colocated:
+            held = self.sizer.slots(serving[0] // layout.copies) * slot_bytes(model) + gate_bytes(model, most)
         capacity = int(cluster.usable_bytes - model.attention_side_bytes - held)
-        others = 0 if colocated else max(serving[1], target[1])
-        return Pools(serving[0], max(serving[0], target[0]), others, capacity, most)
+        others = 0 if layout.colocated else max(serving[1], target[1])
+        return Pools(serving[0], max(serving[0], target[0]), others, capacity, most * layout.copies)
 
     def check_memory(self, pools: Pools, held_bytes: npt.NDArray[np.int64]) -> None:
         """Refuse requests that no attention instance can ever hold."""
