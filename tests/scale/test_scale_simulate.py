@@ -12,7 +12,7 @@ from janus.errors import JanusError
 from janus.scale import simulate
 from janus.scale.decisions import Decision
 from janus.scale.playing import play
-from janus.scale.policies import POLICIES
+from janus.scale.policy import POLICIES
 from janus.scale.reference_simulate import replay
 from janus.scale.stage import Layout
 from janus.scale.staging import staged

@@ -7,15 +7,16 @@ from hypothesis import strategies as st
 
 from janus.scale import Cluster, ModelSpec
 from janus.scale.colocated import colocated_step
-from janus.scale.policies import POLICIES
+from janus.scale.policy import POLICIES
 from janus.scale.staging import staged
 from janus.scale.stepping import attention_ms, line, piece
 from janus.scale.steptimes import CONTEXTS, between, knots
 from janus.types import RequestTrace, Slo
 
-# Tables are linear between batches that grow by a third to a half; a_max is linear in log B and the exchange has jumps
-# where a message is cut, so a few percent are lost between knots. Measured over the grid below: worst 5 %, mean 1 %.
-WORST, MEAN = 0.06, 0.015
+# Tables are linear between batches that grow by up to a half; a_max is linear in log B, and the exchange has jumps where
+# another route or one more piece of a message pays. Seen on the grid below: worst 6.1 % below 64 requests, where a jump
+# is a large part of a short step, 3.0 % from there on; means 0.1 % and 0.2 %.
+WORST_FEW, WORST, MEAN = 0.08, 0.035, 0.005
 
 
 @pytest.fixture(scope="module", params=["deepseek-v2", "gpt-oss-20b"])
@@ -40,8 +41,16 @@ def errors(stage, told, pools):
         n_a, n_e = pools(rng)
         batch, context = int(np.exp(rng.uniform(0, np.log(3500)))), float(np.exp(rng.uniform(3, 10)))
         curve, want = told(n_a, n_e, batch, context)
-        out.append(looked_up(stage, curve, -(-batch // n_a), batch, context) / want - 1)
-    return np.abs(out)
+        out.append((batch, looked_up(stage, curve, -(-batch // n_a), batch, context) / want - 1))
+    return np.array(out).T
+
+
+def check(batch, off):
+    off, many = np.abs(off), batch >= 64
+    assert 20 < many.sum() < 130
+    assert off[~many].max() <= WORST_FEW
+    assert off[many].max() <= WORST
+    assert off.mean() <= MEAN
 
 
 def test_two_pools_are_within_a_few_percent_of_the_latency_model(stage):
@@ -50,9 +59,7 @@ def test_two_pools_are_within_a_few_percent_of_the_latency_model(stage):
     def told(n_a, n_e, B, context):
         return times.curve(times.rest(n_a, n_e)), p.latency.tpot(n_a, n_e, B, context, p.table).tpot
 
-    off = errors(stage, told, lambda rng: (int(rng.integers(1, 17)), int(rng.integers(times.least, 17))))
-    assert off.max() <= WORST
-    assert off.mean() <= MEAN
+    check(*errors(stage, told, lambda rng: (int(rng.integers(1, 17)), int(rng.integers(times.least, 17)))))
 
 
 def test_colocated_pools_are_too(stage):
@@ -64,9 +71,7 @@ def test_colocated_pools_are_too(stage):
         step = colocated_step(replace(p, context=context), times._colocated_table, width, slots, B)
         return times.curve(times.colocated_rest(width, slots)), step.tpot
 
-    off = errors(stage, told, lambda rng: (int(rng.choice([8, 16])), 0))
-    assert off.max() <= WORST
-    assert off.mean() <= MEAN
+    check(*errors(stage, told, lambda rng: (int(rng.choice([8, 16])), 0)))
 
 
 def test_at_the_knots_nothing_is_lost(stage):
@@ -94,13 +99,14 @@ def test_copies_share_the_batch(stage):
 
 
 @given(st.integers(1, 200_000))
-def test_knots_grow_by_a_third_to_a_half_and_reach_the_end(most):
+def test_knots_are_close_and_reach_the_end(most):
     found = knots(most)
-    assert found[0] == 1
+    assert found[:2].tolist() == [1, 2]
     assert found[-1] >= most
     assert len(found) == 2 or found[-2] < most
-    growth = found[3:] / found[2:-1]
-    assert ((growth > 1.3) & (growth <= 1.5)).all()
+    growth = found[1:] / found[:-1]
+    assert growth[found[:-1] >= 8].max(initial=1.0) <= 1.5
+    assert growth[(found[:-1] >= 8) & (found[:-1] < 64)].max(initial=1.0) <= 1.25
 
 
 @given(st.floats(0, 3e6))

@@ -7,33 +7,18 @@ knows the future, but for "static", whose pools are sized for the largest window
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
 
 import numpy as np
 
-from janus.errors import JanusError, known
+from janus.errors import known
 from janus.scale.decisions import Decision, Observation
 from janus.scale.memory import slot_bytes
+from janus.scale.policy import POLICIES
 from janus.scale.sizing import Need, Sized
 from janus.scale.stage import Stage
 
-POLICIES = ("janus", "monolithic", "megascale", "xdeepserve", "static")
 XDEEPSERVE_STEP = 4
 LEAST_DEMAND = 1.0  # tokens/s: without any the pools still have to stand
-
-
-class Policy(Protocol):
-    """What `simulate` takes beside names.
-
-    It may also have `colocated` (True: both roles on every GPU, which is counted once), `efficiency` (share of a GPU's
-    work that gets done) and `copies(n_attention, n_experts)` (deployments that its pools are split into).
-    """
-
-    name: str
-
-    def decide(self, observation: Observation) -> Decision:
-        """Pools for the next window."""
-        ...
 
 
 class Sizing:
@@ -134,14 +119,6 @@ def _peak(stage: Stage, efficiency: float) -> Sized:
     context = float(load.context[at])
     need = Need(demand, context, context * load.reserve, stage.slo.tpot_ms)
     return stage.sizer.smallest(need.shared(efficiency))
-
-
-def check_policy(policy: Any) -> Any:
-    """`policy` if it has what a policy needs."""
-    if not isinstance(getattr(policy, "name", None), str) or not callable(getattr(policy, "decide", None)):
-        rule = f"a policy is one of {', '.join(POLICIES)} or an object with a name and decide(observation)"
-        raise JanusError("simulate.policy", f"{rule}; got {policy!r}")
-    return policy
 
 
 def _action(before: tuple[int, int] | None, now: tuple[int, int], feasible: bool) -> str:

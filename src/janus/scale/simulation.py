@@ -12,7 +12,8 @@ import numpy.typing as npt
 from janus.errors import JanusError, known
 from janus.scale.hardware import Cluster, positive
 from janus.scale.model import ModelSpec
-from janus.scale.policies import POLICIES, Policy, check_policy, named
+from janus.scale.policies import named
+from janus.scale.policy import POLICIES, Policy, check_policy
 from janus.scale.stage import Stage, check_requests
 from janus.scale.staging import SimulateOptions, staged
 from janus.scale.timeline import Timeline

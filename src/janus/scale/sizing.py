@@ -6,6 +6,7 @@ some pair meets the objective ends the search, so pairs are priced only as far a
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,6 +16,8 @@ import numpy as np
 from janus.scale.littles_law import crossing, meeting, turning
 from janus.scale.memory import attention_capacity, gate_bytes, slot_bytes
 from janus.scale.steptimes import FloatArray, StepTimes
+
+BALANCED = 0.05  # of an attention time: times as close as that count as equal
 
 
 @dataclass(frozen=True)
@@ -204,16 +207,26 @@ class Sizer:
         return Sized(n_a, n_e, *at) if at else None
 
     def _balancing(self, n_e: int, need: Need, step: int) -> int:
-        """The n_a whose attention time is closest to the experts', both at the batch that pair would hold."""
+        """The n_a whose attention time is closest to the experts', both at the batch that pair would hold.
 
-        def surplus(n_a: int) -> float:
+        Of those within `BALANCED` of an attention time of the closest, the smallest: where few requests leave
+        attention slower than the experts however many instances there are, the baseline shall not pay for all of them.
+        """
+        sizes = self._sizes(1, self.max_attention, step)
+
+        def times_ms(i: int) -> tuple[float, float]:
+            n_a = sizes[i]
             steps = self.steps(n_a, self.times.rest(n_a, n_e), need)
             batch = (crossing(self.knots, steps, need.demand) or (self.knots[-1], 0.0))[0]
             attention = self.times.attention_at(np.array([np.ceil(batch / n_a)]), need.context)[0]
-            return float(attention - np.interp(batch, self.knots, self.times.moe(n_e)))
+            return float(attention), float(np.interp(batch, self.knots, self.times.moe(n_e)))
 
-        sizes = self._sizes(1, self.max_attention, step)
-        return sizes[turning(lambda i: surplus(sizes[i]), len(sizes))]
+        def surplus(i: int) -> float:
+            return times_ms(i)[0] - times_ms(i)[1]
+
+        closest = turning(surplus, len(sizes))
+        limit = abs(surplus(closest)) + BALANCED * times_ms(closest)[0]
+        return sizes[bisect.bisect_left(range(closest), True, key=lambda i: surplus(i) <= limit)]
 
     def _largest(self, step: int) -> Sized:
         n_a, n_e = (most // step * step * self.copies for most in (self.max_attention, self.max_experts))

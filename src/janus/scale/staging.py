@@ -27,6 +27,9 @@ from janus.types.checks import instance
 if TYPE_CHECKING:
     Forecast = str | Callable[[FloatArray], float]
 
+COMMON_BATCH = (
+    2048  # measured even where the demand is small: beyond its largest batch a table says that all slots are read
+)
 FORECASTS = ("last", "recent", "oracle")
 
 
@@ -137,7 +140,7 @@ def _problem(
     table = ActivationTable.build(
         routing,
         [(n, slots) for n in pool_sizes(least, limits["max_experts"])],
-        batch_sizes(max(peak, 1.0), max_batch),
+        batch_sizes(max(2 * peak, COMMON_BATCH), max_batch),
         method=options.get("balance", "exact"),
         placing=options.get("placing", "janus"),
         layers=options.get("layers", 4),

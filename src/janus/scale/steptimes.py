@@ -39,20 +39,21 @@ class Curve(NamedTuple):
 
 
 def knots(most: int) -> FloatArray:
-    """float64: 1, 2, 3, 4, 6, 8, 12, ... up to the first that reaches `most`, at least two.
+    """float64: 1, 2, ... 8, four to each doubling up to 64, two beyond, up to the first that reaches `most`; at least two.
+
+    Few requests are told apart finely, because a message more or less is most of their exchange.
 
     Example:
         >>> knots(20).tolist()
-        [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0]
+        [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 14.0, 16.0, 20.0]
     """
-    sizes = [1]
-    power = 1
-    while sizes[-1] < most or len(sizes) < 2:
-        sizes += [2**power, 3 * 2 ** (power - 1)] if power > 1 else [2, 3]
-        power += 1
-    if len(sizes) > 2 and sizes[-2] >= most:
-        sizes.pop()
-    return np.array(sizes, dtype=np.float64)
+    most, size, sizes = max(most, 2), 8, list(range(1, 9))
+    while sizes[-1] < most:
+        parts = 4 if size < 64 else 2
+        sizes += [size + size * part // parts for part in range(1, parts + 1)]
+        size *= 2
+    reached = next(size for size in sizes if size >= most)
+    return np.array([size for size in sizes if size <= reached], dtype=np.float64)
 
 
 class StepTimes:
