@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -214,6 +214,7 @@ class Sizer:
         """
         sizes = self._sizes(1, self.max_attention, step)
 
+        @cache
         def times_ms(i: int) -> tuple[float, float]:
             n_a = sizes[i]
             steps = self.steps(n_a, self.times.rest(n_a, n_e), need)
@@ -222,7 +223,8 @@ class Sizer:
             return float(attention), float(np.interp(batch, self.knots, self.times.moe(n_e)))
 
         def surplus(i: int) -> float:
-            return times_ms(i)[0] - times_ms(i)[1]
+            attention, experts = times_ms(i)
+            return attention - experts
 
         closest = turning(surplus, len(sizes))
         limit = abs(surplus(closest)) + BALANCED * times_ms(closest)[0]
