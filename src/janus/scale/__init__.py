@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from janus.scale.points import StepPoint, fitted_to
     from janus.scale.result import ScalePlan
     from janus.scale.saved import SavedPlan
+    from janus.scale.simulation import simulate
+    from janus.scale.timeline import Timeline
     from janus.scale.tuning import Tuning
 
 _HOME = {
@@ -40,10 +42,12 @@ _HOME = {
     "Observation": ".decisions",
     "ScalePlan": ".result",
     "SavedPlan": ".saved",
+    "Timeline": ".timeline",
     "StepPoint": ".points",
     "fitted_to": ".points",
     "Tuning": ".tuning",
     "plan": ".api",
+    "simulate": ".simulation",
 }
 
 __all__ = [
@@ -63,9 +67,11 @@ __all__ = [
     "SavedPlan",
     "ScalePlan",
     "StepPoint",
+    "Timeline",
     "Tuning",
     "fitted_to",
     "plan",
+    "simulate",
 ]
 
 __getattr__, __dir__ = on_first_use(__name__, _HOME)
