@@ -69,6 +69,7 @@ def play(
     trace = routing_of(model, routing, recording, synthetic, "simulate")
     (cluster,) = clusters_of([hardware], price, gpus_per_node, inter_node_gbps)
     with progress("simulating") as advance:
+        options["progress"] = lambda done, total, what: advance(done / total)
         days = simulate(
             arrivals,
             list(policies),
@@ -76,10 +77,7 @@ def play(
             cluster=cluster,
             slo=slo,
             trace=trace,
-            per_gpu_efficiency=shares(efficiency),
-            seed=seed,
-            progress=lambda done, total, what: advance(done / total),
-            **options,
+            **{**options, "seed": seed, "per_gpu_efficiency": shares(efficiency)},
         )
     return list(days.values())
 

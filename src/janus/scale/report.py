@@ -75,7 +75,7 @@ def notes(plan: ScalePlan) -> list[str]:
 
 def times(plan: ScalePlan) -> str:
     """In a sentence, whether the times were measured."""
-    told: dict[str, str] = getattr(plan.problem.latency, "provenance", None) or {}
+    told = plan.problem.latency.provenance
     how = {part: source.partition(":")[0] for part, source in told.items()}
     if set(how.values()) <= {"roofline"}:
         return "Times: roofline, not measured."

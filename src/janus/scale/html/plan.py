@@ -246,7 +246,7 @@ def _assumptions(plan: ScalePlan) -> Markup:
 
 
 def _provenance(plan: ScalePlan) -> Markup:
-    provenance: dict[str, str] = getattr(plan.problem.latency, "provenance", {})
+    provenance = plan.problem.latency.provenance
     if not provenance:
         return Markup()
     return table("Where each time comes from.", ("part", "source"), list(provenance.items()), words=[1])
