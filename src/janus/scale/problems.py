@@ -43,7 +43,7 @@ class Options(TypedDict, total=False):
         progress: called with (done, total, what) while the activation table is measured.
         solver: of ``method="milp"``: ``"auto"``, ``"HiGHS"`` or ``"CBC"``.
         time_limit_s: of ``method="milp"``: then the best plan so far is returned, and says so.
-        cache: keep measured activation tables on disk and use those that are there, True; a folder; or False.
+        cache: keep activation tables and placements on disk and look there first: True, a folder, or False.
     """
 
     batch: int | None
@@ -149,7 +149,8 @@ def problems(asked: Asked) -> tuple[Problem, ...]:
     max_batch = asked.options.get("max_batch", 16384)
     slots = {e.gpu: _slots(asked.model, e, asked.options.get("slots"), max_batch) for e in asked.expert_clusters}
     table = _table(asked, sorted(set(slots.values())), max_batch)
-    prompts = _prefill(asked)
+    options = asked.options
+    beside = prompts(asked.prefill, asked.wanted, options.get("input_tokens"), options.get("output_tokens"))
     return tuple(
         Problem(
             latency=latency,
@@ -162,7 +163,7 @@ def problems(asked: Asked) -> tuple[Problem, ...]:
             max_attention=asked.max_attention,
             max_experts=asked.max_experts,
             max_batch=max_batch,
-            prefill=prompts,
+            prefill=beside,
             percentile=asked.slo.percentile,
             context_cv=asked.options.get("context_cv", CONTEXT_CV),
             objective=asked.options.get("objective", "gpus"),
@@ -181,6 +182,7 @@ def _table(asked: Asked, slots: list[int], max_batch: int) -> ActivationTable:
         method=asked.options.get("balance", "exact"),
         placing=asked.options.get("placing", "janus"),
         seed=asked.options.get("seed", 0),
+        cache=asked.options.get("cache", True),
         progress=asked.options.get("progress"),
     )
 
@@ -239,16 +241,22 @@ def _slots(model: ModelSpec, cluster: Cluster, slots: int | None, max_batch: int
     return slots
 
 
-def _prefill(asked: Asked) -> Prefill | None:
-    known(asked.prefill, ("elsewhere", "attention"), "prefill", "scale.prefill")
-    if asked.prefill == "elsewhere":
+def prompts(
+    prefill: str, demand: float | None, input_tokens: float | None, output_tokens: float | None
+) -> Prefill | None:
+    """What the pools process beside `demand` output tokens/s; None with ``prefill="elsewhere"``.
+
+    Raises:
+        JanusError: ``scale.prefill``.
+    """
+    known(prefill, ("elsewhere", "attention"), "prefill", "scale.prefill")
+    if prefill == "elsewhere":
         return None
-    if asked.wanted is None:
+    if demand is None:
         raise JanusError("scale.prefill", "prefill='attention' needs demand=, which sets how many prompts arrive")
-    options, code = asked.options, "scale.prefill"
-    inputs = positive(options.get("input_tokens"), "input_tokens (needed by prefill='attention')", code)
-    outputs = positive(options.get("output_tokens"), "output_tokens (needed by prefill='attention')", code)
-    return Prefill(asked.wanted * inputs / outputs, inputs)
+    inputs = positive(input_tokens, "input_tokens (needed by prefill='attention')", "scale.prefill")
+    outputs = positive(output_tokens, "output_tokens (needed by prefill='attention')", "scale.prefill")
+    return Prefill(demand * inputs / outputs, inputs)
 
 
 def clusters(value: Any, what: str) -> tuple[Cluster, ...]:
