@@ -17,6 +17,7 @@ Floats = npt.NDArray[np.float64]
 # Counts are used as whole numbers below this, whose sums are exact in float64 in any order: so a map does not depend
 # on how a machine adds.
 WHOLE = 2.0**40
+MOST_TOKENS = 1 << 14  # drawn from a trace at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +94,11 @@ class Popularity:
         assert self.trace is not None
         trace, layer = self.trace
         active = np.zeros((how_many, self.num_experts + 1), dtype=np.bool_)  # the last column collects the -1
-        for row in active:  # no array of all tokens at once
-            tokens = bits.random_raw(B) % np.uint64(trace.num_tokens)
-            row[trace.ids[tokens.astype(np.int64), layer]] = True
+        for first in range(0, how_many, step := max(1, MOST_TOKENS // B)):  # no array of all tokens at once
+            rows = active[first : first + step]
+            tokens = bits.random_raw(B * len(rows)) % np.uint64(trace.num_tokens)
+            ids = trace.ids[tokens.astype(np.int64), layer].reshape(len(rows), -1)
+            rows[np.arange(len(rows))[:, None], ids] = True
         return active[:, :-1].T
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from typing import Any
 
 import numpy as np
@@ -55,12 +56,17 @@ def fill_spare(
     out = np.empty(counts.shape, dtype=np.int32)
     out[...] = least
     for row, replicas in zip(counts.reshape(-1, num_experts), out.reshape(-1, num_experts), strict=True):
-        for _ in range(min(num_slots, cap * num_experts) - int(replicas.sum())):
-            # experts at the cap are out of the running
-            each = np.where(replicas < cap, row / np.float64(replicas) ** power, -1.0)
-            # fewest replicas first, then lowest id: experts that were never seen share the rest evenly
-            tied = np.flatnonzero(each == each.max())
-            replicas[tied[np.argmin(replicas[tied])]] += 1
+        weights, held = row.tolist(), replicas.tolist()
+        # largest first, then fewest replicas, then lowest id: experts that were never seen share the rest evenly
+        waiting = [(-w / r**power, r, e) for e, (w, r) in enumerate(zip(weights, held, strict=True)) if r < cap]
+        heapq.heapify(waiting)
+        for _ in range(min(num_slots, cap * num_experts) - sum(held)):
+            _, r, e = waiting[0]
+            replicas[e] = r + 1
+            if r + 1 < cap:  # experts at the cap are out of the running
+                heapq.heapreplace(waiting, (-weights[e] / (r + 1) ** power, r + 1, e))
+            else:
+                heapq.heappop(waiting)
     return out
 
 
