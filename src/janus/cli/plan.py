@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from janus.cli.progress import progress
 from janus.cli.trace import load_trace
 from janus.errors import JanusError
-from janus.scale import Cluster, ModelSpec, plan
+from janus.scale import Cluster, LatencyModel, ModelSpec, plan
 from janus.types import RequestTrace, RoutingTrace, Slo, Topology
 from janus.types.samples import SAMPLES, sample
 
@@ -39,6 +39,7 @@ def make_plan(
     demand: float | None,
     context: float | None,
     slo: Slo,
+    latency: Path | None = None,
     **options: Any,
 ) -> ScalePlan:
     """Read model, hardware and traces, and search; a bar on a terminal tells how far it is.
@@ -55,6 +56,7 @@ def make_plan(
         demand: output tokens per second.
         context: mean KV length, tokens.
         slo: the objective.
+        latency: file of a `LatencyModel` of this model and cluster; default the roofline.
         options: passed on to `janus.scale.plan`.
 
     Raises:
@@ -71,6 +73,8 @@ def make_plan(
     elif options.get("prefill") == "attention":
         raise JanusError("plan.requests", "--prefill attention needs the lengths of prompts; give --requests FILE")
     cluster = Cluster(hardware, gpus_per_node=gpus_per_node, inter_node_gbps=inter_node_gbps)
+    if latency is not None:
+        options["latency"] = LatencyModel.load(latency)
     with progress("measuring activated experts") as advance:
         return plan(
             model,
