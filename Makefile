@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types docs tests prove wheel clean
+.PHONY: help setup demo test lint types docs tests browser prove wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1@/p' $(MAKEFILE_LIST) | awk -F@ '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -57,6 +57,11 @@ docs: $(READY) ## build the documentation, strictly, into site/
 tests: $(READY) ## pytest
 	@echo "== tests"
 	@$(BIN)/python -m pytest --durations=10
+
+browser: ## headless Chromium, with which a test looks at the planner's reports (Debian, Ubuntu, as root; else nothing)
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+	  timeout 55 sh -c 'i="apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core"; $$i || { apt-get update -qq && $$i; }' \
+	    >/dev/null 2>&1; } || echo "== no chromium here: the test of the reports in a browser will be skipped"
 
 prove: $(READY) ## measure what the documentation claims: make prove AREA=path [ONLY=name] [SAMPLE=1] [FRESH=1]
 	@$(BIN)/python benchmarks/prove.py $(AREA) $(if $(ONLY),--only $(ONLY)) $(if $(SAMPLE),--sample) $(if $(FRESH),--fresh)

@@ -23,6 +23,7 @@ def has_gpu() -> bool:
 if not has_gpu():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read once, when triton is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests build their models; nothing is fetched
+os.environ.setdefault("JANUS_CACHE", "off")  # nothing is kept in the home of whoever runs the tests
 os.environ.setdefault("MPLBACKEND", "Agg")  # figures go to files
 # processes that tests start import the same source as the tests
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))

@@ -47,7 +47,7 @@ def totals() -> dict[str, Any]:
 def agreement(found: ScalePlan, every: int) -> dict[str, Any]:
     checked = wrong = 0
     for c in found.candidates[::every]:
-        want = judge(found, c.n_a, c.n_e)
+        want = judge(found.problem, c.n_a, c.n_e)
         same = c.rejected == want.rejected and (
             c.rejected or (c.batch, round(c.tpot_ms, 6)) == (want.batch, round(want.tpot_ms, 6))
         )

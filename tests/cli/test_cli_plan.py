@@ -94,6 +94,31 @@ def test_options_reach_the_planner(planned):
     assert (got["headroom"], got["slo"].percentile) == (1.5, 95.0)
 
 
+def test_method_types_of_gpu_and_prices_reach_the_planner(planned):
+    got = planned(*SHIPPED, *ASKED, "--method", "milp", "--expert-hardware", "h200-sxm", "--price", "h100-sxm=2",
+                  "--price", "h200-sxm=3.5", "--gpus-per-node", "4")  # fmt: skip
+    attention, experts = got["cluster"], got["expert_cluster"]
+    assert got["method"] == "milp"
+    assert (attention.gpu.name, attention.gpu.usd_per_hour, attention.node_size) == ("h100-sxm", 2.0, 4)
+    assert (experts.gpu.name, experts.gpu.usd_per_hour, experts.node_size) == ("h200-sxm", 3.5, 4)
+    plain = planned(*SHIPPED, *ASKED)
+    assert plain["method"] == "exhaustive"
+    assert "expert_cluster" not in plain
+    assert plain["cluster"].gpu.usd_per_hour is None
+
+
+def test_a_report_says_how_to_get_it_again_and_what_it_costs(capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    page = tmp_path / "out.html"
+    asked = [*SMALL, *SHIPPED, *ASKED, "--price", "h100-sxm=2.5", "--report", str(page)]
+    assert main([*asked, "--json"]) == 0
+    found, text = json.loads(capsys.readouterr().out), page.read_text()
+    assert f"janus {' '.join(asked)} --json" in text
+    assert "Synthetic routing." in text
+    cheapest = min(found["pick"]["usd_per_hour"], found["colocated"]["usd_per_hour"])
+    assert f"${cheapest:,.2f}" in text
+
+
 def test_demand_and_context_from_requests(planned):
     trace = RequestTrace.load(sample("azure-conversation"))
     got = planned(*SHIPPED, "--requests", "azure-conversation", "--prefill", "attention")
@@ -144,6 +169,12 @@ def test_synthetic_routing_has_the_sizes_of_the_model(planned):
         ([*SHIPPED, *ASKED, "--max-experts", "0"], "scale.range", "max_experts"),
         ([*SHIPPED, *ASKED, "--save", "/no/such/folder/p.json"], "plan.output", "/no/such/folder"),
         ([*SHIPPED, *ASKED, "--plot", "/no/such/folder/p.png"], "plan.output", "make it first"),
+        ([*SHIPPED, *ASKED, "--report", "/no/such/folder/r.html"], "plan.output", "make it first"),
+        ([*SHIPPED, *ASKED, "--method", "guess"], "scale.method", "exhaustive"),
+        ([*SHIPPED, *ASKED, "--expert-hardware", "h1000"], "hardware.name", "h1000"),
+        ([*SHIPPED, *ASKED, "--price", "cheap"], "cli.price", "h100-sxm=2.50"),
+        ([*SHIPPED, *ASKED, "--price", "h200-sxm=2"], "cli.price", "h100-sxm"),
+        ([*SHIPPED, *ASKED, "--price", "h100-sxm=0"], "hardware.range", "usd_per_hour"),
         ([*SHIPPED, *ASKED, "--explain", "1x5"], "topology.parse", "'1x5'"),
         ([*SHIPPED, *ASKED, "--explain", "1A99E"], "scale.explain", "1A99E"),
     ],

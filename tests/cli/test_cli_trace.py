@@ -95,6 +95,7 @@ def test_table(capsys, tmp_path):
         (b"[1, 2]", "requests.file"),
         (b"a,b,c\n1,2,3\n", "requests.file"),
         (bytes(range(256)), "requests.file"),
+        (b"[" * 60_000, "requests.file"),
     ],
 )
 def test_nonsense(capsys, tmp_path, content, code):

@@ -1,6 +1,7 @@
 """The activation table: against plain enumeration, between its points, and its bound."""
 
 import math
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from janus import JanusError, RoutingTrace
 from janus.scale import ActivationTable
 from janus.scale.activation import analytic_bound
-from janus.scale.montecarlo import busiest
+from janus.scale.batches import Routing, inclusion
+from janus.scale.montecarlo import MonteCarlo, busiest
 from janus.sched import balance
 
 
@@ -24,9 +26,9 @@ def test_every_point_is_the_mean_over_layers_and_batches(table):
     """Again with `balance`, its reported a_max and its own counts of tokens."""
     carlo = table.carlo
     placement = carlo.placement(6, 6)
-    for j, B in enumerate(table.batch_sizes):
+    for B in table.batch_sizes:
         loads, tokens = [], []
-        for batch in carlo._batches[j]:
+        for batch in carlo.batches(B):
             for i, ids in enumerate(batch):
                 assert ids.shape == (B, 3)
                 out = balance(ids, placement, layer=i, backend="reference")
@@ -156,3 +158,119 @@ def test_a_table_of_several_slot_counts_asks_which(skewed):
     assert table.at(3, 8, slots=6).a_max < 6
     with pytest.raises(JanusError, match="outside the table"):
         table.at(3, 8, slots=12)
+
+
+def files_of(folder):
+    return {f.name: f.stat().st_mtime_ns for f in folder.glob("*.npz")}
+
+
+def test_what_was_measured_once_is_looked_up(skewed, tmp_path, monkeypatch):
+    given = skewed(5, 20), [(4, 6), (6, 6)], [1, 4, 16]
+    first = ActivationTable.build(*given, top_k=3, layers=3, samples=4, cache=tmp_path)
+    assert len(files_of(tmp_path)) == 4  # of both pairs a placement and what was counted
+    for name in ("measure", "_place"):
+        monkeypatch.setattr(MonteCarlo, name, lambda *_, n=name: pytest.fail(f"{n} again"))
+    again = ActivationTable.build(*given, top_k=3, layers=3, samples=4, cache=tmp_path)
+    assert again.rows == first.rows
+    assert again.bound(4, 4) == first.bound(4, 4)
+    fewer = ActivationTable.build(given[0], [(6, 6)], [4], top_k=3, layers=3, samples=4, cache=tmp_path)
+    assert fewer.at(6, 4) == ActivationTable.build(given[0], [(6, 6)], [4], top_k=3, layers=3, samples=4, cache=tmp_path).at(6, 4)  # fmt: skip
+
+
+def test_other_batch_sizes_measure_only_what_is_new(skewed, tmp_path, monkeypatch):
+    counts = skewed(5, 20)
+    how = {"top_k": 3, "layers": 3, "samples": 4}
+    ActivationTable.build(counts, [(4, 6)], [1, 4, 16], **how, cache=tmp_path)
+    asked = []
+    plain = MonteCarlo.measure
+    monkeypatch.setattr(MonteCarlo, "measure", lambda self, *a: asked.append(a) or plain(self, *a))
+    more = ActivationTable.build(counts, [(4, 6)], [4, 8, 16, 32], **how, cache=tmp_path)
+    assert asked == [(4, 6, (8, 32))]
+    assert more.rows == ActivationTable.build(counts, [(4, 6)], [4, 8, 16, 32], **how, cache=False).rows
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"seed": 1},
+        {"layers": 2},
+        {"samples": 5},
+        {"method": "greedy"},
+        {"placing": "eplb"},
+        {"top_k": 2},
+        {"counts": 1},
+    ],
+)
+def test_a_table_of_anything_else_is_measured_anew(skewed, tmp_path, other):
+    how = {"top_k": 3, "layers": 3, "samples": 4}
+    ActivationTable.build(skewed(5, 20), [(4, 6)], [8], **how, cache=tmp_path)
+    before = files_of(tmp_path)
+    counts = skewed(5, 20, seed=1) if "counts" in other else skewed(5, 20)
+    how |= {name: value for name, value in other.items() if name != "counts"}
+    found = ActivationTable.build(counts, [(4, 6)], [8], **how, cache=tmp_path)
+    assert len(files_of(tmp_path)) > len(before)
+    assert found.rows == ActivationTable.build(counts, [(4, 6)], [8], **how, cache=False).rows
+
+
+def test_damaged_or_foreign_files_are_measured_again(skewed, tmp_path):
+    given = skewed(2, 20), [(4, 6)], [1, 8]
+    first = ActivationTable.build(*given, top_k=3, cache=tmp_path)
+    for damage in (b"", b"PK", None):
+        for file in tmp_path.glob("*.npz"):
+            if damage is None:  # a sound file that holds something else
+                np.savez(file, B8=np.zeros(3), slots=np.zeros((1, 1)), B1=np.zeros((2, 2, 16), dtype=np.float32))
+            else:
+                file.write_bytes(damage)
+        assert ActivationTable.build(*given, top_k=3, cache=tmp_path).rows == first.rows
+
+
+def test_the_users_folder_is_used_unless_told_otherwise(skewed, tmp_path, monkeypatch):
+    monkeypatch.setenv("JANUS_CACHE", str(tmp_path / "home"))
+    ActivationTable.build(skewed(1, 12), [(3, 5)], [4], top_k=2, cache=False)
+    assert not (tmp_path / "home").exists()
+    ActivationTable.build(skewed(1, 12), [(3, 5)], [4], top_k=2)
+    assert files_of(tmp_path / "home")
+
+
+def test_the_spread_of_a_step_by_hand(table):
+    row = table.rows[6, 6]
+    assert row.correlation == 0  # drawn from counts: layers know nothing of each other
+    assert table.step_spread(6, 16) == pytest.approx(row.deviation[2] / 5**0.5)  # 5 layers of the source
+    assert table.step_spread(6, 16, layers=20) == pytest.approx(row.deviation[2] / 20**0.5)
+    half = (row.deviation[1] + row.deviation[2]) / 2
+    assert table.step_spread(6, 8, layers=1) == pytest.approx(half)
+    assert table.step_spread(6, 1000, layers=1) == row.deviation[3]
+    low, high = (table.rows[g, 6].deviation[2] for g in (4, 6))
+    share = (1 / 4 - 1 / 5) / (1 / 4 - 1 / 6)
+    assert table.step_spread(5, 16, layers=1) == pytest.approx(low + share * (high - low))
+    for n_e, B, layers in ((9, 4, 1), (6, 0, 1), (6, 4, 0)):
+        with pytest.raises(JanusError) as error:
+            table.step_spread(n_e, B, layers=layers)
+        assert error.value.code == "activation.range"
+
+
+def test_the_spread_of_a_step_is_that_of_many_whole_steps():
+    """The recorded trace: 4 of 24 layers and 16 batches against 120 steps through all 24 layers, within a factor of 2."""
+    trace = RoutingTrace.load(files("janus") / "data" / "gptoss20b_routing.npz")
+    sizes, pair = [4, 8, 16, 32], (4, 10)
+    whole = MonteCarlo(
+        Routing.of(trace), tuple(sizes), method="exact", placing="janus", layers=24, samples=120, seed=7
+    ).measure(*pair, tuple(sizes))
+    direct = whole.a_max.mean(axis=1).std(axis=1, ddof=1)
+    table = ActivationTable.build(trace, [pair], sizes)
+    ratios = [table.step_spread(4, B) / want for B, want in zip(sizes, direct, strict=True)]
+    assert all(1 / 2 < r < 2 for r in ratios), ratios
+    # as if layers were independent it would be too small: they see the same tokens
+    alone = whole.a_max.var(axis=2, ddof=1).mean(axis=1) ** 0.5 / 24**0.5
+    assert (direct > 1.2 * alone).all()
+
+
+def test_uniform_routing_is_only_used_when_asked_and_says_so():
+    routing = Routing.uniform(8, 2)
+    table = ActivationTable.build(routing, [(2, 4)], [4])
+    assert "uniform routing (asked for)" in table.source
+    assert "synthetic routing" in table.source
+    assert inclusion(routing.counts[0], 2).tolist() == [0.25] * 8
+    for bad in ((0, 1), (8, 9), (8, 2, 0)):
+        with pytest.raises(JanusError, match="routing"):
+            Routing.uniform(*bad)

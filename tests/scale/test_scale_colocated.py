@@ -7,8 +7,17 @@ from janus.scale import Cluster, Hardware, ModelSpec, plan
 from janus.scale.colocated import _exchange_s, _pairs, colocated_optimum
 from janus.scale.exchange import ExchangeCost
 from janus.scale.memory import gate_bytes, request_bytes, slot_bytes
+from janus.types import Slo
 
-ARGS = {"slo": 25, "context": 400, "max_attention": 3, "max_experts": 4, "max_batch": 64, "placing": "eplb"}
+ARGS = {
+    "slo": Slo(25, percentile=50),
+    "context_cv": 0.0,
+    "context": 400,
+    "max_attention": 3,
+    "max_experts": 4,
+    "max_batch": 64,
+    "placing": "eplb",
+}
 
 
 def plain_step_ms(problem, table, width, slots, B):

@@ -1,6 +1,7 @@
 """ModelSpec: parameter totals against the published ones, memory by hand, errors that name the field."""
 
 import json
+from importlib.resources import files
 
 import pytest
 import tiny
@@ -197,4 +198,36 @@ def test_sparse_layers_by_frequency(root_config):
 def test_an_unknown_quantisation_is_refused_with_the_remedy(root_config):
     with pytest.raises(JanusError, match=r"got 'gptq'.*expert_dtype=") as error:
         ModelSpec.from_config({**root_config, "quantization_config": {"quant_method": "gptq"}})
+    assert error.value.code == "model.config"
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be <= 10000"),  # would be listed one by one
+        ({"hidden_size": 10**30}, "hidden_size is"),
+        ({"quantization_config": "fp8"}, "quantization_config in the dict given must be a dict"),
+        ({"quantization_config": {"quant_method": ["fp8"]}}, "quant_method"),
+    ],
+)
+def test_a_config_of_nonsense_is_refused_soon(changed, says):
+    shipped = json.loads((files("janus") / "data" / "configs" / "deepseek-v2-lite.json").read_text())
+    with pytest.raises(JanusError, match=says) as error:
+        ModelSpec.from_config({**shipped, **changed})
+    assert error.value.code == "model.config"
+
+
+def test_layers_without_experts_are_a_list_of_numbers():
+    shipped = json.loads((files("janus") / "data" / "configs" / "qwen3-30b-a3b.json").read_text())
+    for wrong in (5, "all", {"a": 1}):
+        with pytest.raises(JanusError, match="mlp_only_layers"):
+            ModelSpec.from_config({**shipped, "mlp_only_layers": wrong})
+    assert ModelSpec.from_config({**shipped, "mlp_only_layers": [0, [1], None]}).dense_layers == 1
+
+
+@pytest.mark.parametrize("content", [b"\xff{}", b"[" * 100_000, b'{"a": NaN}', b"[]"])
+def test_a_config_file_of_bytes_is_refused(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(JanusError) as error:
+        ModelSpec.from_config(tmp_path)
     assert error.value.code == "model.config"

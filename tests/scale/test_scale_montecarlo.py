@@ -2,17 +2,20 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from janus import RoutingTrace
 from janus.scale import ActivationTable
 from janus.scale.activation import analytic_bound
-from janus.scale.batches import inclusion
-from janus.scale.montecarlo import _summary
+from janus.scale.batches import Routing, inclusion
+from janus.scale.montecarlo import MonteCarlo, Seen, summary
 
 
 def test_the_summary_by_hand():
     # two batch sizes, two of four layers, two samples each
     a_max = np.array([[[1.0, 3.0], [4.0, 6.0]], [[2.0, 2.0], [4.0, 4.0]]])
-    row = _summary(a_max, 10 * a_max, source_layers=4)
+    row = summary(Seen(a_max, 10 * a_max), 4, together=False)
     # layers' means 2, 5 then 2, 4: the mean 3.5, 3.0 may not fall
     assert row.mean == (3.5, 3.5)
     assert row.worst == (5.0, 5.0)
@@ -24,7 +27,7 @@ def test_the_summary_by_hand():
 
 def test_all_layers_measured_leaves_the_draws_alone():
     a_max = np.array([[[1.0, 1.0], [9.0, 9.0]]])  # layers differ, draws do not
-    assert _summary(a_max, a_max, source_layers=2).stderr == (0.0,)
+    assert summary(Seen(a_max, a_max), 2, together=False).stderr == (0.0,)
 
 
 def test_the_worst_layer_is_never_below_the_mean(skewed):
@@ -79,3 +82,59 @@ def test_the_bound_counts_no_empty_slot():
     assert analytic_bound(p, full, 1) == 2
     assert analytic_bound(p, spare, 1) == pytest.approx(1 + 0.5 + np.log(2) ** 0.5)
     assert analytic_bound(p, spare, 1, shared=True) == analytic_bound(p, spare, 1)
+
+
+@settings(max_examples=25)
+@given(
+    st.integers(1, 3), st.integers(4, 20), st.integers(1, 4), st.integers(1, 7), st.integers(0, 4),
+    st.sampled_from(["exact", "greedy"]), st.booleans(), st.integers(0, 99),
+)  # fmt: skip
+def test_counted_at_once_is_batch_by_batch(layers, experts, top_k, n_e, spare, method, recorded, seed):
+    """Equal integers from entries per expert alone and from the ids under the balancer that serves."""
+    rng = np.random.default_rng(seed)
+    slots = -(-experts // n_e) + spare
+    if recorded:
+        ids = rng.permuted(np.tile(np.arange(experts), (50, layers, 1)), axis=2)[:, :, :top_k].astype(np.int16)
+        ids[rng.random(ids.shape) < 0.1] = -1  # no choice
+        routing = Routing.of(RoutingTrace(ids, experts))
+    else:
+        routing = Routing.of(rng.integers(1, 50, (layers, experts)), top_k)
+    carlo = MonteCarlo(routing, (1, 5, 60), method=method, placing="eplb", layers=2, samples=3, seed=seed)
+    fast, plain = (f(n_e, slots, (1, 5, 60)) for f in (carlo.measure, carlo.measure_plainly))
+    assert (fast.a_max == plain.a_max).all()
+    assert (fast.tokens == plain.tokens).all()
+
+
+@pytest.mark.parametrize("method", ["tokens", "random", "round_robin"])
+def test_methods_that_look_at_the_order_of_entries_are_measured_batch_by_batch(skewed, method):
+    table = ActivationTable.build(skewed(1, 12), [(3, 6)], [4, 30], top_k=2, method=method, samples=2)
+    plain = table.carlo.measure_plainly(3, 6, (4, 30))
+    assert table.at(3, 30).a_max == plain.a_max[1].mean()
+
+
+def test_without_numba_it_is_measured_batch_by_batch(skewed, monkeypatch):
+    import janus.sched.search_loops as loops
+
+    want = ActivationTable.build(skewed(1, 12), [(3, 6)], [4, 30], top_k=2).rows
+    monkeypatch.setattr(loops, "numba", None)
+    assert ActivationTable.build(skewed(1, 12), [(3, 6)], [4, 30], top_k=2).rows == want
+
+
+def test_layers_of_one_step_that_move_together_are_not_averaged_out():
+    # three layers that always agree: their mean is as noisy as one
+    same = np.array([[[1, 2, 3, 4]] * 3])
+    row = summary(Seen(same, same), 3, together=True)
+    assert row.correlation == 1
+    assert row.deviation == (pytest.approx((5 / 3) ** 0.5),)
+    assert row.stderr == (pytest.approx((5 / 3 / 4) ** 0.5),)
+    # the same values drawn each on its own count as three times as many
+    assert summary(Seen(same, same), 3, together=False).stderr == (pytest.approx((5 / 3 / 12) ** 0.5),)
+
+
+@pytest.mark.parametrize("common", [0.0, 0.3, 0.8])
+def test_the_correlation_is_found_again(common):
+    rng = np.random.default_rng(0)
+    shape = (12, 4, 200)
+    shared, own = rng.normal(size=(12, 1, 200)), rng.normal(size=shape)
+    values = 50 + 3 * (common**0.5 * shared + (1 - common) ** 0.5 * own)
+    assert summary(Seen(values, values), 4, together=True).correlation == pytest.approx(common, abs=0.05)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus import JanusError, RoutingTrace
-from janus.scale import Breakdown, ScalePlan, plan
+from janus.scale import Breakdown, LatencyModel, ScalePlan, plan
 from janus.scale.memory import attention_capacity
 from janus.scale.prefill import Prefill
 from janus.scale.report import notes, render, rows
@@ -27,6 +27,9 @@ def with_prompts(problem, share):
 @pytest.fixture(scope="module")
 def mixed(small_plan):
     problem = with_prompts(replace(small_plan.problem, **MIXED), 2.0)
+    old = problem.latency
+    few = LatencyModel.roofline(old.model, replace(old.cluster, gpus=13), efficiency=old.efficiency)
+    problem = replace(problem, latency=few)
     candidates = search(problem)
     return replace(small_plan, problem=problem, candidates=candidates, pick=pick(candidates))
 
@@ -61,6 +64,8 @@ def test_every_rejection_is_true(mixed):
         if c.rejected == "slo":
             assert c.tpot_ms > p.slo_ms
             assert all(step_ms(p, c, B) > p.slo_ms for B in serves)
+        elif c.rejected == "cluster_gpus":
+            assert (c.gpus > 13, c.batch, c.tpot_ms) == (True, serves[0], step_ms(p, c, serves[0]))
         elif c.rejected:
             assert serves == []
             assert c.batch == most == {"attention_memory": room, "max_batch": p.max_batch}[c.rejected]
@@ -132,16 +137,13 @@ def test_what_is_saved_rebuilds_every_candidate(mixed, tmp_path):
     for data in saved["candidates"]:
         assert data.pop("gpus") == data["n_a"] + data["n_e"]
         throughput, step = data.pop("throughput"), data.pop("breakdown")
-        nan = data["tpot_ms"] is None
-        c = Candidate(
-            **{**data, "tpot_ms": float("nan") if nan else data["tpot_ms"]}, breakdown=step and Breakdown(**step)
-        )
+        times = {name: float("nan") if data[name] is None else data[name] for name in ("tpot_ms", "tail_ms")}
+        c = Candidate(**{**data, **times, "kinds": tuple(data["kinds"])}, breakdown=step and Breakdown(**step))
         assert throughput == (c.throughput if c.batch else None)
         again.append(c)
     for old, new in zip(mixed.candidates, again, strict=True):
-        assert old == new or (
-            np.isnan(old.tpot_ms) and np.isnan(new.tpot_ms) and replace(old, tpot_ms=0) == replace(new, tpot_ms=0)
-        )
+        untimed = {"tpot_ms": 0.0, "tail_ms": 0.0} if np.isnan(old.tpot_ms) and np.isnan(new.tpot_ms) else {}
+        assert replace(old, **untimed) == replace(new, **untimed)
     assert pick(tuple(again)) == mixed.pick
     assert saved["rejections"] == mixed.rejections
     assert saved["topology"] == mixed.topology.to_dict()
@@ -185,9 +187,13 @@ def test_an_infeasible_plan_says_so_everywhere(small_plan):
 
 def test_the_report_names_prefill_and_batch_as_asked(small_plan):
     assert "prefill is NOT counted" in notes(small_plan)[0]
-    assert "prefill is counted" in notes(replace(small_plan, prefill="attention"))[0]
+    assert "prefill is counted" in notes(replace(small_plan, asked=replace(small_plan.asked, prefill="attention")))[0]
     assert "3000 tokens/s x headroom 1;" in notes(small_plan)[0]
-    fixed = replace(small_plan, demand=None, problem=replace(small_plan.problem, demand=None, batch=17))
+    fixed = replace(
+        small_plan,
+        asked=replace(small_plan.asked, demand=None),
+        problem=replace(small_plan.problem, demand=None, batch=17),
+    )
     assert "batch 17;" in notes(fixed)[0]
 
 

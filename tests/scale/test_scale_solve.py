@@ -76,7 +76,7 @@ def test_every_candidate_against_the_reference(model, demand, slo, context, memo
         max_batch=96,
         placing="eplb",
     )
-    judged = {(c.n_a, c.n_e): judge(found, c.n_a, c.n_e) for c in found.candidates}
+    judged = {(c.n_a, c.n_e): judge(found.problem, c.n_a, c.n_e) for c in found.candidates}
     assert len(judged) == 6
     for c in found.candidates:
         want = judged[c.n_a, c.n_e]

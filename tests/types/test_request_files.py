@@ -66,6 +66,7 @@ def test_columns_are_found_by_name_and_rows_are_sorted(tmp_path):
             "Timestamp (seconds) must be a finite number >= 0, got 'nan'",
         ),
         (BURST + "-1,ChatGPT,1,1,2,API log\n", "line 5", "got '-1'"),
+        (BURST + "1e308,ChatGPT,1,1,2,API log\n", "line 5", "got '1e308'; at most 1e+15"),
         (BURST + "7,ChatGPT,1,99999999999999,2,API log\n", "line 5", "0..2147483647"),
         (MOONCAKE + "{", "line 3", "a line is a JSON object"),
         (MOONCAKE + "[1, 2]", "line 3", "TypeError"),

@@ -69,6 +69,9 @@ def test_an_idle_span_borrows_the_lengths_before_it(drawn):
         ("0,0,x,1,Gamma,1,1", "rate_rps must be a finite number >= 0, got 'x'"),
         ("0,0,inf,1,Gamma,1,1", "got 'inf'"),
         ("0,0,0.1,1,Gamma,0,1", "must be > 0"),
+        ("0,0,1e308,1,Gamma,1,1", "got '1e308'; at most 1e+06"),  # 600 s of it are no number
+        ("0,0,0.1,1,Gamma,1e308,1", "at most 1e+09"),  # gaps would overflow
+        ("0,0,0.1,1,Weibull,1,1e308", "at most 1e+09"),
         ("0,0,0.1,1,Gamma,1", "a row has 7 cells, got 6"),
     ],
 )

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 import janus
+from janus.cli.trace_app import trace_app
 
 app = typer.Typer(
     name="janus",
@@ -17,6 +18,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(trace_app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, errors included.")]
 
@@ -82,21 +85,8 @@ def run(
 
 
 @app.command()
-def trace(
-    file: Annotated[
-        Path,
-        typer.Argument(metavar="FILE", help="Routing (npz), expert counts (npz, JSON) or requests (CSV, JSONL, npz)."),
-    ],
-    as_json: Json = False,
-) -> None:
-    """Say what a routing trace, a file of expert counts or a request trace holds."""
-    from janus.cli.trace import describe, load_trace, print_summary
-
-    print_summary(describe(load_trace(file)), as_json)
-
-
-@app.command()
 def plan(
+    typed: typer.Context,
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="Model folder, config.json, or a name: deepseek-v2.")],
     slo_ms: Annotated[float, typer.Option(help="Longest mean time per output token, ms.")],
     routing: Annotated[str, typer.Option(help="Routing trace or expert counts; or gptoss20b-routing, shipped.")],
@@ -113,14 +103,20 @@ def plan(
         str, typer.Option(help="elsewhere, or attention: these GPUs also read the prompts.")
     ] = "elsewhere",
     hardware: Annotated[str, typer.Option(help="a100-sxm, h100-sxm, h200-sxm, b200-sxm, gb200.")] = "h100-sxm",
+    expert_hardware: Annotated[str | None, typer.Option(help="Of the expert pool; default the same.")] = None,
+    price: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=USD", help="Dollars per GPU-hour; may be repeated.")
+    ] = None,
     gpus_per_node: Annotated[int | None, typer.Option(help="Default the hardware's.")] = None,
     inter_node_gbps: Annotated[float | None, typer.Option(help="Network per GPU; default the hardware's.")] = None,
     latency: Annotated[
         Path | None, typer.Option(help="Measured times: a file of janus calibrate; default a roofline.")
     ] = None,
+    method: Annotated[str, typer.Option(help="exhaustive, or milp.")] = "exhaustive",
     max_attention: Annotated[int, typer.Option(help="Largest attention pool to try.")] = 64,
     max_experts: Annotated[int, typer.Option(help="Largest expert pool to try.")] = 64,
     explain: Annotated[list[str] | None, typer.Option(help="Why (not) this pair, e.g. 1A5E; may be repeated.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write one HTML page for whoever decides.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the search space: png, svg or pdf.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write the plan as JSON.")] = None,
     as_json: Json = False,
@@ -129,13 +125,15 @@ def plan(
     from janus.cli.plan import check_asked, make_plan, print_plan
     from janus.types import Slo
 
-    check_asked(explain or [], plot, save)
+    check_asked(explain or [], report, plot, save)
     found = make_plan(
-        config, hardware=hardware, gpus_per_node=gpus_per_node, inter_node_gbps=inter_node_gbps, routing=routing,
+        config, hardware=hardware, expert_hardware=expert_hardware, price=price or [], gpus_per_node=gpus_per_node, inter_node_gbps=inter_node_gbps, routing=routing,
         recording=recording, synthetic=synthetic, requests=requests, demand=demand, context=context,
-        slo=Slo(slo_ms, percentile), latency=latency, headroom=headroom, prefill=prefill, max_attention=max_attention,
-        max_experts=max_experts,
+        slo=Slo(slo_ms, percentile), latency=latency, headroom=headroom, prefill=prefill, method=method,
+        max_attention=max_attention, max_experts=max_experts,
     )  # fmt: skip
+    if report is not None:
+        found.report(report, ["janus", *typed.obj])
     if plot is not None:
         found.plot(plot)
     if save is not None:
@@ -163,3 +161,55 @@ def calibrate(
         device=device, budget_s=budget, save=save,
     )  # fmt: skip
     print_calibration(found, save, as_json)
+
+
+@app.command()
+def simulate(
+    typed: typer.Context,
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="Model folder, config.json, or a name: deepseek-v2.")],
+    slo_ms: Annotated[float, typer.Option(help="Longest time per output token, ms.")],
+    requests: Annotated[
+        list[str], typer.Option(help="Request trace; twice for ServeGen's rates and lengths; or azure-conversation.")
+    ],
+    routing: Annotated[str, typer.Option(help="Routing trace or expert counts; or gptoss20b-routing, shipped.")],
+    recording: Annotated[str | None, typer.Option(help="Which recording of a file of expert counts.")] = None,
+    synthetic: Annotated[
+        bool, typer.Option("--synthetic", help="Resample the popularity in --routing for this model, and say so.")
+    ] = False,
+    policy: Annotated[
+        list[str] | None, typer.Option(help="janus, monolithic, megascale, xdeepserve or static; may be repeated.")
+    ] = None,
+    hours: Annotated[float, typer.Option(help="The first so many hours of the requests.")] = 24.0,
+    percentile: Annotated[float, typer.Option(help="Share of requests that must keep the SLO, %.")] = 99.0,
+    headroom: Annotated[float, typer.Option(help="Factor on the demand that policies plan for, >= 1.")] = 1.2,
+    window_s: Annotated[float, typer.Option(help="Seconds between decisions.")] = 900.0,
+    start_s: Annotated[float, typer.Option(help="Seconds until a new instance can load its weights.")] = 120.0,
+    efficiency: Annotated[
+        list[str] | None, typer.Option(metavar="POLICY=SHARE", help="Work a GPU gets done under a policy; repeatable.")
+    ] = None,
+    hardware: Annotated[str, typer.Option(help="a100-sxm, h100-sxm, h200-sxm, b200-sxm, gb200.")] = "h100-sxm",
+    price: Annotated[list[str] | None, typer.Option(metavar="NAME=USD", help="Dollars per GPU-hour.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(help="Default the hardware's.")] = None,
+    inter_node_gbps: Annotated[float | None, typer.Option(help="Network per GPU; default the hardware's.")] = None,
+    max_attention: Annotated[int, typer.Option(help="Largest attention pool.")] = 64,
+    max_experts: Annotated[int, typer.Option(help="Largest expert pool.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    report: Annotated[Path | None, typer.Option(help="Write one HTML page for whoever decides.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the day: png, svg or pdf.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write every timeline as JSON.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Serve a day of requests under one or more policies that size the pools; compare GPU-hours and kept promises."""
+    from janus.cli.inputs import check_outputs
+    from janus.cli.simulate import play, print_days, write_days
+    from janus.types import Slo
+
+    check_outputs(report, plot, save)
+    days = play(
+        config, requests=requests, policies=policy or ["janus"], hours=hours, hardware=hardware, price=price or [],
+        gpus_per_node=gpus_per_node, inter_node_gbps=inter_node_gbps, routing=routing, recording=recording,
+        synthetic=synthetic, slo=Slo(slo_ms, percentile), headroom=headroom, window_s=window_s, start_s=start_s,
+        efficiency=efficiency or [], seed=seed, max_attention=max_attention, max_experts=max_experts,
+    )  # fmt: skip
+    write_days(days, save, plot, report, ["janus", *typed.obj])
+    print_days(days, as_json)

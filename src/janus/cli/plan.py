@@ -8,20 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from janus.cli.inputs import check_outputs, clusters_of, routing_of
 from janus.cli.progress import progress
-from janus.cli.trace import load_trace
+from janus.cli.trace import load_traces
 from janus.errors import JanusError
-from janus.scale import Cluster, LatencyModel, ModelSpec, plan
-from janus.types import RequestTrace, RoutingTrace, Slo, Topology
-from janus.types.samples import SAMPLES, sample
+from janus.scale import LatencyModel, ModelSpec, plan
+from janus.types import RequestTrace, Slo, Topology
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from janus.scale import ScalePlan
-
-    Routing = RoutingTrace | npt.NDArray[np.int64]
 
 Json = dict[str, Any]
 
@@ -30,6 +25,8 @@ def make_plan(
     config: str,
     *,
     hardware: str,
+    expert_hardware: str | None,
+    price: Sequence[str],
     gpus_per_node: int | None,
     inter_node_gbps: float | None,
     routing: str,
@@ -47,6 +44,8 @@ def make_plan(
     Args:
         config: folder, config.json or the name of a shipped config.
         hardware: name of a preset.
+        expert_hardware: of the expert pool, default the same.
+        price: dollars per GPU-hour, like ``h100-sxm=2.5``.
         gpus_per_node: default the preset's.
         inter_node_gbps: per GPU, default the preset's.
         routing: routing trace or expert counts: a file, or the name of a shipped sample.
@@ -60,11 +59,10 @@ def make_plan(
         options: passed on to `janus.scale.plan`.
 
     Raises:
-        JanusError: ``plan.*``, and whatever the readers and the planner refuse.
+        JanusError: ``plan.*``, ``cli.price``, and whatever the readers and the planner refuse.
     """
     model = ModelSpec.from_config(config)
-    trace = _routing(routing, recording)
-    trace = _resampled(trace, model) if synthetic else _of_this_model(trace, model)
+    trace = routing_of(model, routing, recording, synthetic, "plan")
     arrivals = None if requests is None else _requests(requests)
     demand = _or_from(demand, "--demand", arrivals, "output_tokens_per_s")
     context = _or_from(context, "--context", arrivals, "mean_context")
@@ -72,29 +70,22 @@ def make_plan(
         options |= {"input_tokens": arrivals.mean_input, "output_tokens": arrivals.mean_output}
     elif options.get("prefill") == "attention":
         raise JanusError("plan.requests", "--prefill attention needs the lengths of prompts; give --requests FILE")
-    cluster = Cluster(hardware, gpus_per_node=gpus_per_node, inter_node_gbps=inter_node_gbps)
+    names = [hardware, *([expert_hardware] if expert_hardware else [])]
+    cluster, *others = clusters_of(names, price, gpus_per_node, inter_node_gbps)
+    if others:
+        options["expert_cluster"] = others[0]
     if latency is not None:
         options["latency"] = LatencyModel.load(latency)
     with progress("measuring activated experts") as advance:
-        return plan(
-            model,
-            cluster,
-            demand=demand,
-            slo=slo,
-            trace=trace,
-            context=context,
-            progress=lambda done, total, what: advance(done / total),
-            **options,
-        )
+        options["progress"] = lambda done, total, what: advance(done / total)
+        return plan(model, cluster, demand=demand, slo=slo, trace=trace, context=context, **options)
 
 
 def check_asked(explain: Sequence[str], *outputs: Path | None) -> None:
     """Refuse what can be told before the search: a pair that is none, a file in a folder that does not exist."""
     for name in explain:
         Topology.parse(name)
-    for path in outputs:
-        if path is not None and not path.parent.is_dir():
-            raise JanusError("plan.output", f"cannot write {path}: {path.parent} is no folder; make it first")
+    check_outputs(*outputs)
 
 
 def print_plan(found: ScalePlan, explain: Sequence[str], as_json: bool) -> None:
@@ -115,46 +106,11 @@ def print_plan(found: ScalePlan, explain: Sequence[str], as_json: bool) -> None:
         print(reason)
 
 
-def _routing(name: str, recording: str | None) -> Routing:
-    trace = load_trace(_path(name))
-    if isinstance(trace, RequestTrace):
-        raise JanusError("plan.routing", f"--routing needs routing or expert counts, {name} holds requests")
-    if isinstance(trace, RoutingTrace):
-        if recording is not None:
-            raise JanusError("plan.routing", f"--recording picks from expert counts, {name} holds one routing trace")
-        return trace
-    if recording is None and len(trace) == 1:
-        return next(iter(trace.values()))
-    if recording not in trace:
-        raise JanusError("plan.routing", f"--recording must be one of {', '.join(trace)}; got {recording!r}")
-    return trace[recording]
-
-
-def _of_this_model(trace: Routing, model: ModelSpec) -> Routing:
-    """Refuse routing with another number of experts, naming the option; the planner checks the rest."""
-    experts = trace.num_experts if isinstance(trace, RoutingTrace) else trace.shape[1]
-    if experts != model.experts:
-        rule = f"--routing was recorded with {experts} experts, {model.name} has {model.experts}"
-        raise JanusError("plan.routing", f"{rule}; record this model, or add --synthetic to borrow the popularity")
-    return trace
-
-
-def _resampled(trace: Routing, model: ModelSpec) -> RoutingTrace:
-    if not isinstance(trace, RoutingTrace):  # only the popularity is taken, so any top_k will do
-        trace = RoutingTrace.from_counts(trace, top_k=1, source="expert counts")
-    sizes = {"num_experts": model.experts, "top_k": model.top_k, "num_layers": model.moe_layers}
-    return RoutingTrace.synthetic(like=trace, **sizes)
-
-
 def _requests(name: str) -> RequestTrace:
-    trace = load_trace(_path(name))
+    trace = load_traces([name])
     if not isinstance(trace, RequestTrace):
         raise JanusError("plan.requests", f"--requests needs a request trace, {name} holds routing")
     return trace
-
-
-def _path(name: str) -> Path:
-    return sample(name) if name in SAMPLES else Path(name)
 
 
 def _or_from(value: float | None, option: str, arrivals: RequestTrace | None, field: str) -> float:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from janus.scale.batches import FloatArray, Routing, inclusion
 from janus.scale.hardware import positive, whole
 from janus.scale.latency import Activated
 from janus.scale.montecarlo import MonteCarlo, Row
+from janus.scale.store import Store
 from janus.sched.backends import check_without_cost
 from janus.types import RoutingTrace
 
@@ -51,8 +53,9 @@ class ActivationTable:
         top_k: int | None = None,
         placing: str = "janus",
         layers: int = 4,
-        samples: int = 8,
+        samples: int = 16,
         seed: int = 0,
+        cache: bool | str | Path = True,
         progress: Progress | None = None,
     ) -> ActivationTable:
         """Measure every (n_e, C) of `grid` at every batch size, under the balancer and the placement Janus would use.
@@ -66,17 +69,20 @@ class ActivationTable:
             layers: how many of the trace's layers to measure, evenly spaced.
             samples: batches per layer and point, >= 2 (a standard error needs two).
             seed: of the draws; the same seed gives the same table.
+            cache: keep placements and what was measured on disk, and look there first: True for the user's cache folder
+                (``JANUS_CACHE`` names another, or "off"), False, or a folder. Damaged files count as absent.
             progress: called with (points done, points in all, what) after every pair.
 
         Raises:
-            JanusError: ``activation.grid``, ``activation.range``, ``routing.*``, ``sched.*``.
+            JanusError: ``activation.grid``, ``activation.range``, ``routing.*``, ``sched.*``, ``scale.cache``.
         """
         for name, value, least in (("layers", layers, 1), ("samples", samples, 2), ("seed", seed, 0)):
             whole(value, name, "activation.range", least)
         check_without_cost(method, "method", "the table counts activated experts, which 'exact' keeps smallest")
         routing = trace if isinstance(trace, Routing) else Routing.of(trace, top_k)
         sizes = _checked_sizes(batch_sizes)
-        carlo = MonteCarlo(routing, sizes, method=method, placing=placing, layers=layers, samples=samples, seed=seed)
+        how = {"method": method, "placing": placing, "layers": layers, "samples": samples, "seed": seed}
+        carlo = MonteCarlo(routing, sizes, **how, store=Store.of(cache))
         return cls(sizes, {}, routing.source, method, carlo).extended(grid, progress)
 
     def extended(self, grid: Sequence[Pair], progress: Progress | None = None) -> ActivationTable:
@@ -89,6 +95,31 @@ class ActivationTable:
             if progress:
                 progress(done, len(missing), f"activated experts of {n_e} x {slots} slots")
         return ActivationTable(self.batch_sizes, rows, self.source, self.method, self.carlo)
+
+    def save(self, path: str | Path) -> None:
+        """Write rows, placements and routing to one npz (no pickle), whole or not at all.
+
+        Raises:
+            JanusError: ``activation.file``.
+        """
+        from janus.scale.activation_file import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path, *, cache: bool | str | Path = True) -> ActivationTable:
+        """Read what `save` wrote; the table answers alike and can be `extended`.
+
+        Args:
+            path: of the npz.
+            cache: as in `build`, for what is measured from now on.
+
+        Raises:
+            JanusError: ``activation.file`` for whatever is wrong with the file.
+        """
+        from janus.scale.activation_file import load
+
+        return cls(**load(path, cache))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "at", lru_cache(maxsize=None)(self.at))
@@ -108,23 +139,67 @@ class ActivationTable:
         Raises:
             JanusError: ``activation.range`` for an n_e or C outside the table, or no batch.
         """
+        low, high, share = self._pool_place(n_e, B, slots)
+        return _mix(self._along_batch(low, B), self._along_batch(high, B), share)
+
+    def _pool_place(self, n_e: int, B: float, slots: int | None) -> tuple[Pair, Pair, float]:
+        """The measured pairs below and above, and how far between them: linear in 1 / n_e; checks all three."""
         whole(n_e, "n_e", "activation.range")
         positive(B, "B (tokens)", "activation.range")
         slots = self._only_slots() if slots is None else slots
         if (n_e, slots) in self.rows:
-            return self._along_batch((n_e, slots), B)
+            return (n_e, slots), (n_e, slots), 0.0
         sizes = sorted(g for g, c in self.rows if c == slots)
         i = bisect.bisect(sizes, n_e)
         if not 0 < i < len(sizes):
             have = f"{sizes[0]}..{sizes[-1]}" if sizes else "none"
             raise JanusError("activation.range", f"n_e={n_e} with C={slots} is outside the table (n_e: {have})")
         low, high = sizes[i - 1], sizes[i]
-        share = (1 / low - 1 / n_e) / (1 / low - 1 / high)
-        return _mix(self._along_batch((low, slots), B), self._along_batch((high, slots), B), share)
+        return (low, slots), (high, slots), (1 / low - 1 / n_e) / (1 / low - 1 / high)
+
+    def _batch_place(self, B: float) -> tuple[int, float]:
+        """Number of the measured batch size at or below B, and how far to the next: linear in log B, 0 outside."""
+        sizes = self.batch_sizes
+        i = bisect.bisect(sizes, B) - 1
+        if not 0 <= i < len(sizes) - 1:
+            return max(i, 0), 0.0
+        return i, math.log(B / sizes[i]) / math.log(sizes[i + 1] / sizes[i])
 
     def stderr(self, n_e: int, B: int, slots: int | None = None) -> float:
         """Standard error of a measured a_max (draws and layers), experts."""
         return self._measured(n_e, B, slots, "stderr")
+
+    def step_spread(self, n_e: int, B: float, slots: int | None = None, *, layers: int | None = None) -> float:
+        """Standard deviation of one step's a_max averaged over the model's layers, experts: what makes steps differ.
+
+        With s the deviation of one layer's a_max from batch to batch and r its correlation between two layers of a
+        step, s * sqrt(r + (1 - r) / L). r is measured where a trace gives all layers the same tokens, and 0 where layers
+        are drawn on their own. Between points s is interpolated as in `at`; beyond the largest B it keeps its last value.
+
+        Args:
+            n_e: expert instances.
+            B: tokens in the batch.
+            slots: C; may be left out when the table has one C.
+            layers: L of the model; default the layers of the source.
+
+        Raises:
+            JanusError: ``activation.range``.
+
+        Example:
+            >>> table = ActivationTable.build([[4, 3, 2, 1]] * 2, [(2, 2)], [1, 2], top_k=2, cache=False)
+            >>> one, four = (table.step_spread(2, 2, layers=L) for L in (1, 4))
+            >>> bool(abs(four - one / 2) < 1e-12)  # layers drawn on their own
+            True
+        """
+        L = len(self.carlo.routing.counts) if layers is None else whole(layers, "layers", "activation.range")
+
+        def of(pair: Pair) -> float:
+            row, (i, share) = self.rows[pair], self._batch_place(B)
+            s = row.deviation[i] + share * (row.deviation[min(i + 1, len(self.batch_sizes) - 1)] - row.deviation[i])
+            return s * math.sqrt(row.correlation + (1 - row.correlation) / L)
+
+        low, high, share = self._pool_place(n_e, B, slots)
+        return of(low) + share * (of(high) - of(low))
 
     def worst_layer(self, n_e: int, B: int, slots: int | None = None) -> float:
         """Mean a_max of the layer with the largest one, experts."""
@@ -159,11 +234,9 @@ class ActivationTable:
         row, sizes = self.rows[pair], self.batch_sizes
         if sizes[-1] < B:
             return Activated(float(pair[1]), row.tokens[-1] * B / sizes[-1])
-        i = bisect.bisect_left(sizes, B)
-        if i == 0 or sizes[i] == B:
-            return Activated(row.mean[i], row.tokens[i])
-        share = math.log(B / sizes[i - 1]) / math.log(sizes[i] / sizes[i - 1])
-        return _mix(Activated(row.mean[i - 1], row.tokens[i - 1]), Activated(row.mean[i], row.tokens[i]), share)
+        i, share = self._batch_place(B)
+        here = Activated(row.mean[i], row.tokens[i])
+        return _mix(here, Activated(row.mean[i + 1], row.tokens[i + 1]), share) if share else here
 
 
 def analytic_bound(p_E: FloatArray, slots_GC: npt.NDArray[np.integer], B: float, *, shared: bool = False) -> float:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from janus.errors import JanusError
+from janus.scale.hardware import whole
 from janus.scale.model import ModelSpec
+from janus.scale.store import digest
 from janus.types import RoutingTrace
 
 FloatArray = npt.NDArray[np.float64]
@@ -52,6 +55,28 @@ class Routing:
             rule = f"counts carry no top_k: give it, a whole number in 1..{counts.shape[1]}"
             raise JanusError("routing.top_k", f"{rule}; got {top_k!r}")
         return cls(counts, top_k, None, "popularity counts, experts of a token otherwise independent", False)
+
+    @classmethod
+    def uniform(cls, experts: int, top_k: int, layers: int = 1) -> Routing:
+        """Every expert equally likely: how no model routes, and nothing uses it unless asked; it says so in every output.
+
+        Raises:
+            JanusError: ``routing.counts``, ``routing.top_k``.
+
+        Example:
+            >>> Routing.uniform(8, 2).source
+            'uniform routing (asked for), synthetic routing'
+        """
+        whole(experts, "experts", "routing.counts")
+        whole(layers, "layers", "routing.counts")
+        given = cls.of(np.ones((layers, experts), dtype=np.int64), top_k)
+        return cls(given.counts, top_k, None, "uniform routing (asked for), synthetic routing", True)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that batches depend on."""
+        ids = None if self.trace is None else self.trace.ids
+        return digest(np.asarray(self.counts), self.top_k, ids)
 
     def check(self, model: ModelSpec) -> None:
         """Refuse routing of another shape than the model's; synthetic routing may have any number of layers."""

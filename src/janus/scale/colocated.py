@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from janus.scale.activation import ActivationTable
 from janus.scale.latency import Breakdown
 from janus.scale.memory import attention_capacity, gate_bytes, slot_bytes
 from janus.scale.solve import Problem, fixed_point
+from janus.scale.steps import MEDIAN, Steps, deviations
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class Colocated:
         breakdown: of one copy's step.
         tpot_ms: step time, ms.
         throughput: tokens/s of all copies together.
+        tail_ms: TPOT at the SLO's percentile, ms.
+        kind: name of the GPU.
+        usd_per_hour: price of all copies, None when the GPU has no price.
     """
 
     width: int
@@ -33,6 +37,20 @@ class Colocated:
     breakdown: Breakdown
     tpot_ms: float
     throughput: float
+    tail_ms: float
+    kind: str
+    usd_per_hour: float | None
+
+    def cost(self, objective: str) -> float:
+        """What the search minimises: GPUs, or dollars per hour."""
+        if objective == "gpus":
+            return self.gpus
+        assert self.usd_per_hour is not None
+        return self.usd_per_hour
+
+    def order(self, objective: str) -> tuple[float, int, float]:
+        """Smaller is better: cost, then GPUs, then TPOT."""
+        return self.cost(objective), self.gpus, self.tpot_ms
 
     @property
     def gpus(self) -> int:
@@ -61,7 +79,7 @@ def colocated_optimum(problem: Problem, table: ActivationTable) -> tuple[Colocat
         if _capacity(problem, width, slots):
             table = table.extended([(width, slots)])
             found = _size(problem, table, width, slots)
-            best = min((c for c in (best, found) if c), key=lambda c: (c.gpus, c.tpot_ms), default=None)
+            best = min((c for c in (best, found) if c), key=lambda c: c.order(problem.objective), default=None)
     return best, table
 
 
@@ -74,8 +92,9 @@ def _pairs(problem: Problem) -> list[tuple[int, int]]:
 
 
 def _budget(problem: Problem) -> int:
-    """As many GPUs as the disaggregated search may use."""
-    return problem.max_attention + problem.max_experts
+    """As many GPUs as the disaggregated search may use, and the cluster has."""
+    most = problem.max_attention + problem.max_experts
+    return min(most, problem.latency.cluster.gpus or most)
 
 
 def _capacity(problem: Problem, width: int, slots: int) -> int:
@@ -84,11 +103,15 @@ def _capacity(problem: Problem, width: int, slots: int) -> int:
     return width * attention_capacity(m, cluster, problem.context, held_bytes=held)
 
 
-def colocated_step(problem: Problem, table: ActivationTable, width: int, slots: int, B: int) -> Breakdown:
+def colocated_step(
+    problem: Problem, table: ActivationTable, width: int, slots: int, B: int, percentile: float = MEDIAN
+) -> Breakdown:
     """One step of a copy: as disaggregated, but both roles on each GPU, so shared experts hide behind the exchange only."""
     m, latency = problem.latency.model, problem.latency
-    attention, shared, other = latency.attention_side_us(-(-B // width), problem.context)
-    moe = latency.moe_layer_us(table.at(width, B, slots), B)
+    steps = Steps(latency, table, slots, problem.context, problem.context_cv)
+    context = steps.slowest_context(width, B, percentile)
+    attention, shared, other = latency.attention_side_us(-(-B // width), context)
+    moe = latency.moe_layer_us(steps.activated(width, B, deviations(percentile, 1)), B)
     comm = 1e6 * _exchange_s(problem, width, B)
     return Breakdown(
         attention=(m.layers * attention + m.moe_layers * shared) / 1e3,
@@ -132,37 +155,46 @@ def _exchange_s(problem: Problem, width: int, B: int) -> float:
 def _size(problem: Problem, table: ActivationTable, width: int, slots: int) -> Colocated | None:
     """Fewest copies of one width whose equal shares meet the SLO."""
 
-    def step(B: int) -> Breakdown:
-        return colocated_step(problem, table, width, slots, B)
+    def step(B: int, percentile: float = MEDIAN) -> Breakdown:
+        return colocated_step(problem, table, width, slots, B, percentile)
 
-    share = problem.prefill.share(problem.latency, width, width) if problem.prefill else 0.0
-    most = _largest(lambda B: step(B).tpot <= problem.slo_ms, min(_capacity(problem, width, slots), problem.max_batch))
+    def tail(B: int) -> float:
+        return step(B, problem.percentile).tpot
+
+    most = _largest(lambda B: tail(B) <= problem.slo_ms, min(_capacity(problem, width, slots), problem.max_batch))
     if not most:
         return None
-    if problem.batch is not None:
-        copies = -(-problem.batch // most)
-        if copies * width > _budget(problem):
-            return None
-        batch = -(-problem.batch // copies)
-        tpot = step(batch).tpot
-        return Colocated(width, copies, slots, batch, step(batch), tpot, problem.batch / tpot * 1e3)
-    return _copies(problem, width, slots, most, step, share)
+    share = problem.prefill.share(problem.latency, width, width) if problem.prefill else 0.0
+    for copies, batch in _copies(problem, width, most, lambda B: step(B).tpot, share):
+        stretch = 1 / (1 - share / copies)
+        tail_ms = tail(batch) * stretch
+        if tail_ms <= problem.slo_ms:
+            tpot = step(batch).tpot * stretch
+            rate = (problem.batch or copies * batch) / tpot * 1e3
+            gpu = problem.latency.cluster.gpu
+            usd = None if gpu.usd_per_hour is None else gpu.usd_per_hour * width * copies
+            return Colocated(width, copies, slots, batch, step(batch), tpot, rate, tail_ms, gpu.name, usd)
+    return None
 
 
 def _copies(
-    problem: Problem, width: int, slots: int, most: int, step: Callable[[int], Breakdown], share: float
-) -> Colocated | None:
+    problem: Problem, width: int, most: int, step_ms: Callable[[int], float], share: float
+) -> Iterator[tuple[int, int]]:
+    """(copies, batch of one copy), the fewest copies first."""
+    limit = _budget(problem) // width
+    if problem.batch is not None:
+        copies = -(-problem.batch // most)
+        if copies <= limit:
+            yield copies, -(-problem.batch // copies)
+        return
     assert problem.demand is not None
-    least = max(1, math.ceil(problem.demand * step(most).tpot / 1e3 / most - 1e-9), math.ceil(share))
-    for copies in range(least, _budget(problem) // width + 1):
+    least = max(1, math.ceil(problem.demand * step_ms(most) / 1e3 / most - 1e-9), math.ceil(share))
+    for copies in range(least, limit + 1):
         stretch = 1 - share / copies
-        if stretch <= 0:
-            continue
-        batch = fixed_point(lambda B, s=stretch: step(B).tpot / s, problem.demand / copies, most)
-        if batch is not None and step(batch).tpot / stretch <= problem.slo_ms:
-            tpot = step(batch).tpot / stretch
-            return Colocated(width, copies, slots, batch, step(batch), tpot, copies * batch / tpot * 1e3)
-    return None
+        if stretch > 0:
+            batch = fixed_point(lambda B, s=stretch: step_ms(B) / s, problem.demand / copies, most)
+            if batch is not None:
+                yield copies, batch
 
 
 def _largest(holds: Callable[[int], bool], most: int) -> int:

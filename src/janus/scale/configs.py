@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from janus.errors import JanusError, known
 from janus.scale.model import AttentionSpec, ModelSpec
+from janus.types.checks import instance, shown
+from janus.types.files import read_json
+
+T = TypeVar("T")
+MAX_NUMBER = 2**31 - 1
+MAX_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -55,10 +60,30 @@ class Fields:
         value = self.data.get(name)
         value = default if value is None else value
         least = 1 if default is None else 0
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            seen = "is missing" if value is None else f"is {value!r}"
-            raise JanusError("model.config", f"{name} {seen} in {self.where}; it must be a whole number >= {least}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_NUMBER:
+            seen = "is missing" if value is None else f"is {shown(value)}"
+            rule = f"it must be a whole number >= {least}" + (f" and <= {MAX_NUMBER}" * (value is not None))
+            raise JanusError("model.config", f"{name} {seen} in {self.where}; {rule}")
         return value
+
+    def layers(self) -> int:
+        """num_hidden_layers, few enough to list them."""
+        layers = self.number("num_hidden_layers")
+        if layers > MAX_LAYERS:
+            rule = f"num_hidden_layers must be <= {MAX_LAYERS}"
+            raise JanusError("model.config", f"{rule}, got {layers} in {self.where}")
+        return layers
+
+    def nested(self, name: str, kind: type[T]) -> T:
+        """The `kind` (a list or an object) in `name`; an empty one where it is missing."""
+        value = self.data.get(name)
+        return instance(
+            kind() if value is None else value,
+            kind,
+            f"{name} in {self.where} must be a {kind.__name__}",
+            "model.config",
+            "correct it, or leave it out",
+        )
 
 
 def shipped_names() -> tuple[str, ...]:
@@ -91,20 +116,14 @@ def _load(source: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], st
     path = path / "config.json" if path.is_dir() else path
     if path.is_file():
         name = path.parent.name if path.name == "config.json" else path.stem.removesuffix("_config")
-        return _parse(path.read_text(), str(path)), str(path), name
+        return _parse(path, str(path)), str(path), name
     name = known(str(source), shipped_names(), "a model (no such file or folder, so a shipped name)", "model.name")
-    return (
-        _parse((files("janus") / "data" / "configs" / f"{name}.json").read_text(), f"{name}.json"),
-        f"{name}.json",
-        name,
-    )
+    shipped = Path(str(files("janus") / "data" / "configs" / f"{name}.json"))
+    return _parse(shipped, shipped.name), shipped.name, name
 
 
-def _parse(text: str, where: str) -> Mapping[str, Any]:
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise JanusError("model.config", f"{where} is not JSON: {error}") from error
+def _parse(path: str | Path, where: str) -> Mapping[str, Any]:
+    data = read_json(path, "model.config")
     if not isinstance(data, dict):
         raise JanusError("model.config", f"{where} must hold a JSON object, got {type(data).__name__}")
     return data
@@ -112,7 +131,7 @@ def _parse(text: str, where: str) -> Mapping[str, Any]:
 
 def _spec(config: Fields, family: Family, name: str) -> ModelSpec:
     layers, hidden, width = (
-        config.number("num_hidden_layers"),
+        config.layers(),
         config.number("hidden_size"),
         config.number(family.width),
     )
@@ -150,7 +169,7 @@ def _moe_layers(config: Fields, family: Family, layers: int) -> int:
         moe = [i for i in range(layers) if i >= first and i % every == 0]
     else:
         every = config.number("decoder_sparse_step", 1) or 1
-        dense = set(config.data.get("mlp_only_layers") or ())
+        dense = config.nested("mlp_only_layers", list)
         moe = [i for i in range(layers) if i not in dense and (i + 1) % every == 0]
     if not moe:
         raise JanusError("model.config", f"{config.where} names no layer with routed experts; Janus serves MoE models")
@@ -165,11 +184,13 @@ def _shared_width(config: Fields, family: Family, width: int) -> int:
 
 def _dtypes(config: Fields) -> tuple[str, str]:
     """Routed experts' dtype and the rest's, from quantization_config; mxfp4 leaves attention in bf16."""
-    method = (config.data.get("quantization_config") or {}).get("quant_method")
+    method = config.nested("quantization_config", dict).get("quant_method")
     table = {None: ("bf16", "bf16"), "fp8": ("fp8", "fp8"), "mxfp4": ("mxfp4", "bf16")}
-    if method not in table:
+    if not isinstance(method, (str, type(None))) or method not in table:
         rule = f"quantization_config.quant_method in {config.where} must be fp8 or mxfp4, or absent"
-        raise JanusError("model.config", f"{rule}; got {method!r}. Remove it and pass expert_dtype= and dense_dtype=")
+        raise JanusError(
+            "model.config", f"{rule}; got {shown(method)}. Remove it and pass expert_dtype= and dense_dtype="
+        )
     return table[method]
 
 

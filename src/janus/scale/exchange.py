@@ -1,19 +1,20 @@
 """Seconds of one dispatch and combine for two pools of any size: `janus.comm.cost`, added up in closed form.
 
 The planner asks for thousands of topologies, each many times; the cost model lists every hop of each. Pools that fill
-node after node are regular enough to count the busiest port directly. `ExchangeCost.listed_s` is the plain way;
-tests hold the two equal.
+node after node are regular enough to count the busiest port directly (`exchange_loops`). `ExchangeCost.listed_s` is
+the plain way; tests hold the two equal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
-from janus.scale.hardware import Cluster
-from janus.scale.pieces import Array, relay_s, spread_s
+import numpy as np
+import numpy.typing as npt
+
+from janus.errors import JanusError
+from janus.scale.hardware import Cluster, whole
 from janus.types import Topology
 
 if TYPE_CHECKING:
@@ -22,20 +23,15 @@ if TYPE_CHECKING:
 _FS = 1e15  # the cost model adds up whole femtoseconds
 
 
-@dataclass(frozen=True)
-class Link:
+class Link(NamedTuple):
     """Time of a port of one class of links: `alpha` seconds per message, `beta` seconds per row."""
 
     alpha: float
     beta: float
 
-    def time(self, messages: int, rows: float) -> float:
+    def time(self, messages: float, rows: float) -> float:
         """Seconds of one port."""
         return self.alpha * messages + self.beta * rows
-
-    def times(self, rows: Array) -> Array:
-        """Seconds of one message with so many rows each; none is sent without rows."""
-        return self.alpha * (rows > 0) + self.beta * rows
 
 
 class ExchangeCost:
@@ -44,11 +40,13 @@ class ExchangeCost:
     Args:
         model: latency and inverse bandwidth per class of links; one with shared ports or with a time per phase has no
             closed form, and every answer lists the hops.
-        gpus_per_node: instances per node; the last node of a pool may be partly filled.
+        gpus_per_node: instances per attention node; the last node of a pool may be partly filled.
+        expert_gpus_per_node: instances per expert node; default the same.
     """
 
-    def __init__(self, model: CostModel, gpus_per_node: int) -> None:
+    def __init__(self, model: CostModel, gpus_per_node: int, expert_gpus_per_node: int | None = None) -> None:
         self.model, self.gpus_per_node = model, gpus_per_node
+        self.expert_gpus_per_node = expert_gpus_per_node or gpus_per_node
 
     @classmethod
     def of(cls, cluster: Cluster, expert_cluster: Cluster | None = None) -> ExchangeCost:
@@ -69,7 +67,7 @@ class ExchangeCost:
             "in_node": 1 / min(c.gpu.link_bytes_per_s for c in sides),
             "between_nodes": 1 / min(c.inter_node_bytes_per_s for c in sides),
         }
-        return cls(CostModel(alpha, beta), min(c.node_size for c in sides))
+        return cls(CostModel(alpha, beta), *(c.node_size for c in sides))
 
     def link(self, name: str, row_bytes: int) -> Link:
         """One class of links, by the row."""
@@ -78,148 +76,78 @@ class ExchangeCost:
 
     def layer_s(self, n_a: int, n_e: int, B: int, row_bytes: int) -> float:
         """Seconds of one dispatch and combine of `B` rows of `row_bytes` bytes, spread evenly over `n_a`."""
-        if not self._ranks_only:
+        for value, name, least in ((n_a, "n_a", 1), (n_e, "n_e", 1), (B, "B (rows)", 0)):
+            whole(value, name, "exchange.range", least)
+        if not self.closed:
             return self.listed_s(n_a, n_e, B, row_bytes)
         return min(self.regimes_s(n_a, n_e, B, row_bytes).values())
 
+    def layers_s(
+        self, n_a: npt.ArrayLike, n_e: npt.ArrayLike, B: npt.ArrayLike, row_bytes: int
+    ) -> npt.NDArray[np.float64]:
+        """float64 [N]: `layer_s` of many at once, a few microseconds each.
+
+        Args:
+            n_a, n_e: integers [N], or one for all; instances.
+            B: integers [N], or one for all; rows.
+            row_bytes: of one row.
+
+        Raises:
+            JanusError: ``exchange.range`` for anything but whole numbers, instances below 1 or rows below 0.
+
+        Example:
+            >>> from janus.scale import Cluster
+            >>> cost = ExchangeCost.of(Cluster("h100-sxm"))
+            >>> cost.layers_s([1, 2], 6, [64, 64], 14336)[1] == cost.layer_s(2, 6, 64, 14336)
+            np.True_
+        """
+        given = np.broadcast_arrays(np.atleast_1d(n_a), n_e, B)
+        if any(g.dtype.kind not in "iu" for g in given):
+            kinds = ", ".join(str(g.dtype) for g in given)
+            raise JanusError("exchange.range", f"n_a, n_e and B must be whole numbers, got {kinds}")
+        pools_N3 = np.stack(given, axis=-1).astype(np.int64)
+        if (pools_N3 < (1, 1, 0)).any():
+            low = pools_N3[(pools_N3 < (1, 1, 0)).any(axis=1)][0].tolist()
+            raise JanusError("exchange.range", f"n_a and n_e must be >= 1 and B >= 0, got n_a, n_e, B = {low}")
+        if not self.closed:
+            return np.array([self.listed_s(a, e, b, row_bytes) for a, e, b in pools_N3.tolist()])
+        return self._table(pools_N3, row_bytes).min(axis=1)
+
     def regimes_s(self, n_a: int, n_e: int, B: int, row_bytes: int) -> dict[str, float]:
         """Of `layer_s`: seconds of each regime that may pay for these pools, at its best depth, in closed form."""
-        near, far = self.link("in_node", row_bytes), self.link("between_nodes", row_bytes)
-        pools = Pools(n_a, n_e, B, self.gpus_per_node)
-        found = routes(n_a, n_e, self.gpus_per_node)
-        return {regime: FORMS[regime](pools, depths, near, far) for regime, depths in found}
+        from janus.scale.exchange_loops import REGIMES
+
+        seconds = self._table(np.array([[n_a, n_e, B]]), row_bytes)[0].tolist()
+        return {name: s for name, s in zip(REGIMES, seconds, strict=True) if s < np.inf}
+
+    def _table(self, pools_N3: npt.NDArray[np.int64], row_bytes: int) -> npt.NDArray[np.float64]:
+        """[N, regimes]: seconds, inf for a regime that cannot pay."""
+        from janus.scale.exchange_loops import REGIMES, regimes
+
+        pools_N5 = np.empty((len(pools_N3), 5), dtype=np.int64)
+        pools_N5[:, :3], pools_N5[:, 3:] = pools_N3, (self.gpus_per_node, self.expert_gpus_per_node)
+        out = np.empty((len(pools_N3), len(REGIMES)))
+        regimes(pools_N5, np.array([self.link(name, row_bytes) for name in ("in_node", "between_nodes")]), out)
+        return out
 
     def listed_s(self, n_a: int, n_e: int, B: int, row_bytes: int) -> float:
         """As `layer_s`, from the cost model's list of hops: slow, the reference."""
-        topology = Topology.parse(f"{n_a}A{n_e}E", gpus_per_node=self.gpus_per_node)
+        topology = self.topology(n_a, n_e)
         return self.model.predict("auto", topology=topology, counts=split(B, n_a), row_bytes=row_bytes)
 
+    def topology(self, n_a: int, n_e: int) -> Topology:
+        """The two pools, each filling node after node of its own size."""
+        ranks = range(n_a + n_e)
+        p, q = self.gpus_per_node, self.expert_gpus_per_node
+        attention = tuple(tuple(ranks[i : min(i + p, n_a)]) for i in range(0, n_a, p))
+        return Topology(attention, tuple(tuple(ranks[i : i + q]) for i in range(n_a, n_a + n_e, q)))
+
     @cached_property
-    def _ranks_only(self) -> bool:
+    def closed(self) -> bool:
+        """True when the costs have a closed form: ports of ranks alone, no time per phase, no measured factors."""
         m = self.model
         shared = (m.node_alpha_s, m.node_beta_s_per_byte, m.world_alpha_s, m.world_beta_s_per_byte)
         return not m.round_s and not m.factors and not any(value for level in shared for value in level.values())
-
-
-@lru_cache(maxsize=1 << 16)
-def routes(n_a: int, n_e: int, gpus_per_node: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """The regimes that ``"auto"`` tries for these pools, each with its depths.
-
-    Example:
-        >>> routes(1, 2, 8)
-        (('direct', (1,)), ('gather', (1,)), ('spread', (1, 2, 4)))
-    """
-    from janus.comm.cost import candidates
-
-    found: dict[str, tuple[int, ...]] = {}
-    for route in candidates("auto", Topology.parse(f"{n_a}A{n_e}E", gpus_per_node=gpus_per_node)):
-        found[route.regime] = (*found.get(route.regime, ()), route.depth)
-    return tuple(found.items())
-
-
-@dataclass(frozen=True)
-class Pools:
-    """`B` rows spread over `n_a` attention instances as by `split`, `size` instances per node."""
-
-    n_a: int
-    n_e: int
-    B: int
-    size: int
-
-    def rows(self, a: int) -> int:
-        """Rows of attention instance a."""
-        each, more = divmod(self.B, self.n_a)
-        return each + (a < more)
-
-    def before(self, a: int) -> int:
-        """Rows of the attention instances below a."""
-        each, more = divmod(self.B, self.n_a)
-        return a * each + min(a, more)
-
-    @property
-    def expert_nodes(self) -> int:
-        """Nodes of the expert pool."""
-        return -(-self.n_e // self.size)
-
-    @property
-    def last_size(self) -> int:
-        """Instances of the last expert node; the others are full."""
-        return self.n_e - (self.expert_nodes - 1) * self.size
-
-    def attention_nodes(self) -> list[tuple[int, int, int]]:
-        """(first instance, instances, rows) of every attention node."""
-        firsts = range(0, self.n_a, self.size)
-        sizes = [min(self.size, self.n_a - first) for first in firsts]
-        return [(f, n, self.before(f + n) - self.before(f)) for f, n in zip(firsts, sizes, strict=True)]
-
-
-def direct_s(p: Pools, far: Link) -> float:
-    """Every attention instance to every expert instance, and back."""
-    out = far.time(p.n_e if p.B else 0, p.n_e * p.rows(0))
-    into = far.time(min(p.n_a, p.B), p.B)
-    return 2 * max(out, into)
-
-
-def gather_s(p: Pools, near: Link, far: Link) -> float:
-    """Inside the attention node, once across per pair of nodes, inside the expert node, and back.
-
-    Rows never grow from one instance to the next, so of the full attention nodes the first has the busiest ports.
-    """
-    nodes = p.attention_nodes()
-    ends = {nodes[0], nodes[-1]}
-    inside = [_inner(p, node, near) for node in ends]
-    crossing = [far.time(served := -(-p.expert_nodes // n), served * rows) for _, n, rows in ends if rows]
-    sizes = {min(p.size, p.n_e), p.last_size}
-    crossing += [far.time(*_from(nodes, 0, n)) for n in sizes]
-    spread = max(_spread(p, nodes, n, near) for n in sizes)
-    return max(there for there, _ in inside) + max(home for _, home in inside) + 2 * (max(crossing) + spread)
-
-
-def _from(nodes: list[tuple[int, int, int]], i: int, n: int) -> tuple[int, int]:
-    """(messages, rows) that reach position i of an expert node of n instances: attention nodes i, i + n, ..."""
-    rows = [rows for _, _, rows in nodes[i::n] if rows]
-    return len(rows), sum(rows)
-
-
-def _inner(p: Pools, node: tuple[int, int, int], near: Link) -> tuple[float, float]:
-    """Busiest port inside one attention node, (to the senders, home): home takes one sum per node a sender served.
-
-    Senders are the first min(n, expert nodes) positions; position j serves the expert nodes j, j + n, ... The busiest
-    port is at an end of a run of positions that serve equally many.
-    """
-    first, n, total = node
-    senders = min(n, p.expert_nodes)
-    busy = min(n, max(0, min(p.B, p.n_a) - first))  # instances with rows; those without send nothing
-    turn = p.expert_nodes % n  # senders below it serve one expert node more
-    there, home = [0.0], [0.0]
-    for j in {0, turn - 1, turn, senders - 1, senders} & set(range(n)):
-        rows = p.rows(first + j)
-        served = -(-(p.expert_nodes - j) // n) if j < senders else 0
-        others = senders - (j < senders) if rows else 0
-        there.append(near.time(others, rows * others))
-        home.append(near.time(others, rows * (p.expert_nodes - served)))
-        if j < senders:
-            there.append(near.time(busy - (rows > 0), total - rows))
-            home.append(near.time(busy - (rows > 0), served * (total - rows)))
-    return max(there), max(home)
-
-
-def _spread(p: Pools, nodes: list[tuple[int, int, int]], n: int, near: Link) -> float:
-    """Busiest port inside an expert node of n instances: position 0 sends the most, the last one receives the most."""
-    if n == 1:
-        return 0.0
-    messages, rows = _from(nodes, 0, n)
-    few, least = _from(nodes, n - 1, n)
-    arrived = sum(rows > 0 for _, _, rows in nodes)
-    return max(near.time(messages * (n - 1), rows * (n - 1)), near.time(arrived - few, p.B - least))
-
-
-FORMS: dict[str, Callable[[Pools, tuple[int, ...], Link, Link], float]] = {
-    "direct": lambda pools, _, near, far: direct_s(pools, far),
-    "gather": lambda pools, _, near, far: gather_s(pools, near, far),
-    "spread": spread_s,
-    "relay": relay_s,
-}
 
 
 def split(B: int, parts: int) -> list[int]:

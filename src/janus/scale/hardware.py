@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields
+import sys
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from janus.errors import JanusError, known
+from janus.types.checks import shown
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Hardware:
         link_bytes_per_s: in-node link, bytes/s per GPU and direction.
         gpus_per_node: as the system is usually sold.
         inter_node_gbps: network card, gigabits/s per GPU and direction, as usually sold.
+        usd_per_hour: price of one GPU for one hour, dollars; None when nobody said. Presets carry none: prices differ
+            between buyers and from month to month, so yours is the only one worth planning with.
 
     Raises:
         JanusError: ``hardware.range``, ``hardware.name``.
@@ -39,16 +42,23 @@ class Hardware:
     link_bytes_per_s: float
     gpus_per_node: int = 8
     inter_node_gbps: float = 400.0
+    usd_per_hour: float | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if field.name != "name":
+            if field.name != "name" and (field.name != "usd_per_hour" or self.usd_per_hour is not None):
                 positive(getattr(self, field.name), f"Hardware.{field.name}", "hardware.range")
 
     @classmethod
-    def preset(cls, name: str) -> Hardware:
-        """A system by name; `PRESETS` lists them with their source."""
-        return PRESETS[known(name, PRESETS, "hardware", "hardware.name")]
+    def preset(cls, name: str, *, usd_per_hour: float | None = None) -> Hardware:
+        """A system by name; `PRESETS` lists them with their source.
+
+        Args:
+            name: e.g. ``"h200-sxm"``.
+            usd_per_hour: what one such GPU costs you, dollars per hour.
+        """
+        found = PRESETS[known(name, PRESETS, "hardware", "hardware.name")]
+        return found if usd_per_hour is None else replace(found, usd_per_hour=usd_per_hour)
 
     def flops(self, dtype: str) -> float:
         """Peak FLOP/s for weights of `dtype`: fp8 has its own rate, mxfp4 weights are multiplied in bf16."""
@@ -57,16 +67,16 @@ class Hardware:
 
 def positive(value: Any, what: str, code: str) -> float:
     """`value` if it is a finite number > 0, else a `JanusError` that names `what`."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value <= 0:
-        raise JanusError(code, f"{what} must be a finite number > 0, got {value!r}")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 < value <= sys.float_info.max:  # an int may be too large to be a float
+        raise JanusError(code, f"{what} must be a finite number > 0, got {shown(value)}")
     return value
 
 
 def whole(value: Any, what: str, code: str, least: int = 1) -> int:
     """`value` if it is a whole number >= `least`, else a `JanusError` that names `what`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise JanusError(code, f"{what} must be a whole number >= {least}, got {value!r}")
+        raise JanusError(code, f"{what} must be a whole number >= {least}, got {shown(value)}")
     return value
 
 
@@ -95,6 +105,7 @@ class Cluster:
             runtime's (CUDA context, graphs, workspaces, fragmentation). An assumption.
         in_node_latency_s: fixed time of one in-node message, seconds. An assumption (see docs).
         inter_node_latency_s: fixed time of one message between nodes, seconds. An assumption.
+        gpus: how many of them there are, for both pools together; None for as many as are asked for.
 
     Raises:
         JanusError: ``cluster.range``, ``hardware.name``.
@@ -110,6 +121,7 @@ class Cluster:
     memory_use: float = 0.9
     in_node_latency_s: float = 5e-6
     inter_node_latency_s: float = 12e-6
+    gpus: int | None = None
 
     def __post_init__(self) -> None:
         hw = Hardware.preset(self.hardware) if isinstance(self.hardware, str) else self.hardware
@@ -126,6 +138,8 @@ class Cluster:
         if not isinstance(self.gpus_per_node, int) or self.memory_use > 1:
             rule = "gpus_per_node must be a whole number and memory_use at most 1"
             raise JanusError("cluster.range", f"{rule}; got {self.gpus_per_node!r}, {self.memory_use!r}")
+        if self.gpus is not None:
+            whole(self.gpus, "Cluster.gpus", "cluster.range")
 
     @property
     def gpu(self) -> Hardware:

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from janus.errors import JanusError
 from janus.scale.exchange import ExchangeCost
@@ -62,7 +65,7 @@ class LatencyModel:
         self._attention = kernels.attention(model, cluster.gpu) if kernels else None
         self._moe = kernels.moe(model, expert_cluster.gpu) if kernels else None
         self.notes = dict(notes or {})
-        self._side = lru_cache(maxsize=65536)(self.attention_side_us)
+        self.side_us = lru_cache(maxsize=65536)(self.attention_side_us)
         self._experts = lru_cache(maxsize=65536)(self._experts_us)  # pools of every n_a ask for the same
 
     @classmethod
@@ -88,7 +91,7 @@ class LatencyModel:
             JanusError: ``latency.kind``.
         """
         _check(model, cluster, expert_cluster)
-        cost = cost or exchange_of(cluster, expert_cluster)
+        cost = cost or ExchangeCost.of(cluster, expert_cluster)
         return cls(model, cluster, efficiency or Efficiency(), cost, expert_cluster)
 
     @classmethod
@@ -135,7 +138,7 @@ class LatencyModel:
         _check(model, cluster, expert_cluster)
         floor, notes = 0.0, {}
         if cost is None:
-            cost = exchange_of(cluster, expert_cluster)
+            cost = ExchangeCost.of(cluster, expert_cluster)
             slower = min((cluster, expert_cluster or cluster), key=lambda c: c.inter_node_bytes_per_s)
             if found := kernels.exchange(slower.gpu):
                 from janus.comm.cost import CostModel
@@ -182,7 +185,7 @@ class LatencyModel:
         if kernels.moe(model, cluster.gpu) is None:
             notes["moe"] = text
         return cls(
-            model, cluster, Efficiency(**found.shares), cost or exchange_of(cluster, None), None, kernels, 0.0, notes
+            model, cluster, Efficiency(**found.shares), cost or ExchangeCost.of(cluster), None, kernels, 0.0, notes
         )
 
     def save(self, path: str | Path) -> None:
@@ -256,18 +259,43 @@ class LatencyModel:
         for name, value in (("n_a", n_a), ("n_e", n_e), ("B", B)):
             whole(value, name, "latency.range")
         positive(s_ctx, "s_ctx (tokens)", "latency.range")
-        m = self.model
-        attention, shared, other = self._side(-(-B // n_a), s_ctx)
-        moe = self.moe_layer_us(activation.at(n_e, B), B)
-        comm = max(self.comm_floor_us, 1e6 * self.cost.layer_s(n_a, n_e, B, 2 * m.hidden))
-        hidden = min(shared, moe + comm)
+        comm_us = 1e6 * self.cost.layer_s(n_a, n_e, B, 2 * self.model.hidden)
+        return self.breakdown(-(-B // n_a), s_ctx, B, activation.at(n_e, B), comm_us)
+
+    def breakdown(self, b: int, s_ctx: float, B: int, active: Activated, comm_us: float) -> Breakdown:
+        """One step put together from its parts.
+
+        Args:
+            b: requests on the fullest attention instance.
+            s_ctx: their mean KV length, tokens.
+            B: tokens in the batch.
+            active: what one layer asks of the expert pool.
+            comm_us: dispatch and combine of one layer, microseconds.
+        """
+        return self.composed(*self.side_us(b, s_ctx), self.pool_moe_us(active, B), comm_us)
+
+    def composed(self, attention_us: Any, shared_us: Any, other_us: Any, moe_us: Any, comm_us: Any) -> Breakdown:
+        """The step of these parts, microseconds; numbers, or arrays [N] for N steps at once.
+
+        Args:
+            attention_us: one attention layer.
+            shared_us: one layer's shared experts.
+            other_us: everything outside the layers.
+            moe_us: one layer's routed experts.
+            comm_us: one layer's dispatch and combine.
+        """
+        m, comm = self.model, np.maximum(self.comm_floor_us, comm_us)
         return Breakdown(
-            attention=(m.layers * attention + m.moe_layers * shared) / 1e3,
-            moe=m.moe_layers * moe / 1e3,
+            attention=(m.layers * attention_us + m.moe_layers * shared_us) / 1e3,
+            moe=m.moe_layers * moe_us / 1e3,
             comm=m.moe_layers * comm / 1e3,
-            other=other / 1e3,
-            overlap=m.moe_layers * hidden / 1e3,
+            other=other_us / 1e3,
+            overlap=m.moe_layers * np.minimum(shared_us, moe_us + comm) / 1e3,
         )
+
+    def pool_moe_us(self, active: Activated, B: float) -> float:
+        """Routed experts of one layer where they have a pool of their own, which sees all `B` rows; microseconds."""
+        return self.moe_layer_us(active, B)
 
     def op_us(self, bytes_: float, flops: float, dtype: str, gpu: Hardware | None = None) -> float:
         """One operation: the larger of reading `bytes_` and computing `flops`, microseconds; default on attention's GPU."""
@@ -333,12 +361,6 @@ class LatencyModel:
         head = self.weights_us(m.vocab * m.hidden, b, "bf16")
         sampling = self.op_us(eff.sampling_passes * 4 * b * m.vocab, 0, "bf16")  # float32 logits
         return self.attention_layer_us(b, s_ctx), shared, eff.step_us + dense + head + sampling
-
-
-def exchange_of(cluster: Cluster, expert_cluster: Cluster | None) -> ExchangeCost:
-    """The exchange between two pools from their datasheets."""
-    same = expert_cluster is None or expert_cluster == cluster
-    return ExchangeCost.of(cluster) if same else ExchangeCost.of(cluster, expert_cluster)
 
 
 def _check(model: object, cluster: object, expert_cluster: object) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from janus.scale.hardware import Cluster
 from janus.scale.model import ModelSpec, dtype_bytes
+
+if TYPE_CHECKING:
+    from janus.scale.solve import Problem
 
 
 def request_bytes(model: ModelSpec, context: float) -> float:
@@ -19,6 +24,20 @@ def attention_capacity(model: ModelSpec, cluster: Cluster, context: float, *, he
     """
     free = cluster.usable_bytes - model.attention_side_bytes - held_bytes
     return max(0, int(free // request_bytes(model, context)))
+
+
+def pool_memory(problem: Problem, n_a: int, batch: int) -> dict[str, dict[str, float]]:
+    """Bytes per GPU of both pools: usable, and what the weights, the requests of `batch` and the buffers take."""
+    m, latency = problem.latency.model, problem.latency
+    requests = -(-batch // n_a) * request_bytes(m, problem.context)
+    attention = {"usable": latency.cluster.usable_bytes, "weights": m.attention_side_bytes, "requests": requests}
+    buffers = gate_bytes(m, problem.max_batch)
+    experts = {
+        "usable": latency.expert_cluster.usable_bytes,
+        "weights": problem.slots * slot_bytes(m),
+        "routers_and_buffers": buffers,
+    }
+    return {"attention": attention, "experts": experts}
 
 
 def slot_bytes(model: ModelSpec) -> float:

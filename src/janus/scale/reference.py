@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass
 
 from janus.scale.model import DTYPE_BYTES, ModelSpec
-from janus.scale.result import ScalePlan
 from janus.scale.solve import Problem
 
 
@@ -22,8 +21,8 @@ class Judged:
     rejected: str
 
 
-def step_ms(problem: Problem, n_a: int, n_e: int, B: int) -> float:
-    """Milliseconds of one decode step by the roofline, prefill share left out, layer by layer."""
+def step_ms(problem: Problem, n_a: int, n_e: int, B: int, percentile: float = 50.0) -> float:
+    """Milliseconds of one decode step by the roofline at a percentile, prefill share left out, layer by layer."""
     m, gpu, eff = problem.latency.model, problem.latency.cluster.gpu, problem.latency.efficiency
     bandwidth = gpu.memory_bytes_per_s * eff.memory
     bf16, fp8 = gpu.bf16_flops * eff.compute, gpu.fp8_flops * eff.compute
@@ -33,7 +32,11 @@ def step_ms(problem: Problem, n_a: int, n_e: int, B: int) -> float:
     expert_bf16 = expert_gpu.bf16_flops * eff.compute
     expert_rate = expert_gpu.fp8_flops * eff.compute if m.expert_dtype == "fp8" else expert_bf16
     b = math.ceil(B / n_a)
+    context = problem.context * (1 + _above(percentile, n_a) * problem.context_cv / math.sqrt(b))
     a_max, tokens = interpolated(problem, n_e, B)
+    if percentile > 50:
+        spread = problem.table.step_spread(n_e, B, problem.slots)
+        a_max = min(problem.slots, a_max + _above(percentile, 1) * spread)
     expert = (3 * m.hidden * m.expert_width + m.expert_bias) * DTYPE_BYTES[m.expert_dtype]
     gate = m.experts * (m.hidden + m.router_bias)
     exchange = problem.latency.cost.listed_s(n_a, n_e, B, 2 * m.hidden)  # the same in every layer
@@ -42,9 +45,9 @@ def step_ms(problem: Problem, n_a: int, n_e: int, B: int) -> float:
     total += eff.sampling_passes * 4 * b * m.vocab / bandwidth
     for layer in range(m.layers):
         total += eff.attention_us * 1e-6 + _product(m.attention_params, b, m.dense_dtype, bandwidth, dense_rate)
-        total += _core(m, problem.context, b, layer, bandwidth, bf16)
+        total += _core(m, context, b, layer, bandwidth, bf16)
         if m.attention.index_heads:  # keys of 1 byte per value and a float32 scale per 128, for every cached token
-            keys = b * problem.context * m.attention.index_dim
+            keys = b * context * m.attention.index_dim
             total += max(keys * (1 + 4 / 128) / bandwidth, 2 * keys * m.attention.index_heads / fp8)
     for _ in range(m.layers - m.moe_layers):
         total += eff.dense_us * 1e-6 + _product(3 * m.hidden * m.dense_width, b, m.dense_dtype, bandwidth, dense_rate)
@@ -89,10 +92,9 @@ def interpolated(problem: Problem, n_e: int, B: int) -> tuple[float, float]:
     return a * (1 - share) + b * share, s * (1 - share) + t * share
 
 
-def judge(plan: ScalePlan, n_a: int, n_e: int) -> Judged:
+def judge(p: Problem, n_a: int, n_e: int) -> Judged:
     """One pair of pools against every constraint, the fixed point found by counting up from B = 1."""
-    p = plan.problem
-    m, cluster = p.latency.model, p.latency.cluster
+    latency, m, cluster = p.latency, p.latency.model, p.latency.cluster
     if n_e * p.slots < m.experts:
         return Judged(0, math.nan, "expert_slots")
     free = cluster.gpu.memory_bytes * cluster.memory_use - m.attention_side_bytes
@@ -104,17 +106,32 @@ def judge(plan: ScalePlan, n_a: int, n_e: int) -> Judged:
     share = p.prefill.share(p.latency, n_a, n_e) if p.prefill else 0.0
     if share >= 1:
         return Judged(0, math.nan, "prefill")
+    limits = [(latency.expert_cluster.gpus, n_e), (cluster.gpus, n_a)]
+    if cluster == latency.expert_cluster:
+        limits = [(cluster.gpus, n_a + n_e)]
+    last = "cluster_gpus" if any(have is not None and wanted > have for have, wanted in limits) else ""
     if p.batch is not None:
-        tpot = step_ms(p, n_a, n_e, p.batch)
-        return Judged(p.batch, tpot, "" if tpot <= p.slo_ms else "slo")
+        tail = step_ms(p, n_a, n_e, p.batch, p.percentile)
+        return Judged(p.batch, step_ms(p, n_a, n_e, p.batch), last if tail <= p.slo_ms else "slo")
     assert p.demand is not None
     for B in range(1, min(room, p.max_batch) + 1):
         tpot = step_ms(p, n_a, n_e, B) / (1 - share)
-        if tpot > p.slo_ms:
+        if tpot > p.slo_ms:  # and so its percentile, and both at any larger batch
             return Judged(0, tpot, "slo")
         if p.demand * tpot / 1e3 <= B:
-            return Judged(B, tpot, "")
-    return Judged(0, math.nan, "attention_memory" if room <= p.max_batch else "max_batch")
+            tail = step_ms(p, n_a, n_e, B, p.percentile) / (1 - share)
+            return Judged(B, tpot, last if tail <= p.slo_ms else "slo")
+    slow = step_ms(p, n_a, n_e, min(room, p.max_batch), p.percentile) / (1 - share) > p.slo_ms
+    return Judged(0, math.nan, "slo" if slow else "attention_memory" if room <= p.max_batch else "max_batch")
+
+
+def _above(percentile: float, instances: int) -> float:
+    """z with Phi(z)^instances = percentile, at least 0, by halving an interval."""
+    low, high = 0.0, 10.0
+    for _ in range(100):
+        z = (low + high) / 2
+        low, high = (z, high) if (0.5 + 0.5 * math.erf(z / math.sqrt(2))) ** instances < percentile / 100 else (low, z)
+    return low
 
 
 def _product(params: int, rows: int, dtype: str, bandwidth: float, rate: float) -> float:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from janus.errors import known
-from janus.scale.latency import Breakdown
+from janus.scale.offers import Offer, offers
 
 if TYPE_CHECKING:
     from janus.scale.result import ScalePlan
@@ -29,19 +30,27 @@ def render(plan: ScalePlan, style: str = "auto") -> Any:
 
 def rows(plan: ScalePlan) -> list[tuple[str, str, str]]:
     """Lines of the comparison: (what, disaggregated, colocated)."""
-    a, c = plan.pick, plan.colocated
-    lines = [
-        ("deployment", a.name if a else "-", f"{c.copies} x EP{c.width}" if c else "-"),
-        ("GPUs", str(a.gpus) if a else "-", str(c.gpus) if c else "-"),
-        ("expert slots per GPU", str(plan.problem.slots), str(c.slots) if c else "-"),
-        ("requests in flight", str(a.batch) if a else "-", str(c.batch * c.copies) if c else "-"),
-        ("TPOT, ms", f"{a.tpot_ms:.1f}" if a else "-", f"{c.tpot_ms:.1f}" if c else "-"),
-        ("tokens/s", f"{a.throughput:.0f}" if a else "-", f"{c.throughput:.0f}" if c else "-"),
-        ("tokens/s/GPU", f"{plan.tokens_per_gpu_s:.0f}" if a else "-", f"{c.tokens_per_gpu_s:.0f}" if c else "-"),
+    split, alone = offers(plan)
+
+    def line(what: str, value: Callable[[Offer], Any], form: str = "{}") -> tuple[str, str, str]:
+        ours, other = (offer and value(offer) for offer in (split, alone))
+        return what, "-" if ours is None else form.format(ours), "-" if other is None else form.format(other)
+
+    lines = [line("deployment", lambda o: o.name), line("GPUs", lambda o: o.gpus)]
+    if any(offer and offer.usd_per_hour is not None for offer in (split, alone)):
+        lines.append(line("dollars per hour", lambda o: o.usd_per_hour, "{:.2f}"))
+        lines.append(line("dollars per million tokens", lambda o: o.usd_per_million, "{:.2f}"))
+    lines += [
+        ("expert slots per GPU", str(plan.problem.slots), str(alone.slots) if alone else "-"),
+        line("requests in flight", lambda o: o.batch),
+        line("TPOT, ms", lambda o: o.tpot_ms, "{:.1f}"),
+        line(f"TPOT P{plan.slo.percentile:g}, ms", lambda o: o.tail_ms, "{:.1f}"),
+        line("tokens/s", lambda o: o.throughput, "{:.0f}"),
+        line("tokens/s/GPU", lambda o: o.tokens_per_gpu_s, "{:.0f}"),
     ]
     for part in _PARTS:
         sign = "-" if part == "overlap" else ""
-        lines.append((f"  {part}, ms", _part(a and a.breakdown, part, sign), _part(c and c.breakdown, part, sign)))
+        lines.append(line(f"  {part}, ms", lambda o, part=part: getattr(o.breakdown, part), sign + "{:.2f}"))
     return lines
 
 
@@ -54,21 +63,28 @@ def notes(plan: ScalePlan) -> list[str]:
     )
     lines = [
         f"{p.latency.model.name} on {p.latency.cluster.gpu.name}; {asked}; context {p.context:g} tokens; {prompts}.",
-        f"SLO: mean TPOT <= {plan.slo.tpot_ms:g} ms; percentile {plan.slo.percentile:g} is not modelled.",
-        f"Activated experts measured on {plan.routing}; balancer {p.table.method!r}. Times: roofline, not measured.",
+        f"SLO: P{plan.slo.percentile:g} of TPOT <= {plan.slo.tpot_ms:g} ms; KV lengths vary by {p.context_cv:.0%}.",
+        f"Activated experts measured on {plan.routing}; balancer {p.table.method!r}. {times(plan)}",
     ]
     rejected = ", ".join(f"{name} {count}" for name, count in plan.rejections.items()) or "none"
-    lines.append(f"{len(plan.candidates)} candidates; rejected by: {rejected}.")
+    lines.append(
+        f"{len(plan.candidates)} candidates; rejected by: {rejected}. {plan.proof[0].upper()}{plan.proof[1:]}."
+    )
     return lines if plan.feasible else [*lines, f"No pair of pools is feasible; binding constraint: {plan.binding}."]
 
 
-def _part(breakdown: Breakdown | None, part: str, sign: str) -> str:
-    return f"{sign}{getattr(breakdown, part):.2f}" if breakdown else "-"
+def times(plan: ScalePlan) -> str:
+    """In a sentence, whether the times were measured."""
+    told: dict[str, str] = getattr(plan.problem.latency, "provenance", None) or {}
+    how = {part: source.partition(":")[0] for part, source in told.items()}
+    if set(how.values()) <= {"roofline"}:
+        return "Times: roofline, not measured."
+    return f"Times: {', '.join(f'{part} {source}' for part, source in how.items())}."
 
 
 def _plain(plan: ScalePlan) -> str:
     table = [("", "disaggregated", "colocated"), *rows(plan)]
-    lines = [f"{what:<22}{ours:>14}{alone:>14}".rstrip() for what, ours, alone in table]
+    lines = [f"{what:<28}{ours:>14}{alone:>14}".rstrip() for what, ours, alone in table]
     return "\n".join([plan.verdict, "", *lines, "", *notes(plan)])
 
 

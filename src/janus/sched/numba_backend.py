@@ -318,3 +318,30 @@ def mix(x: int) -> int:
     x = ((x ^ (x >> 16)) * 0x85EBCA6B) & MASK
     x = ((x ^ (x >> 13)) * 0xC2B2AE35) & MASK
     return x ^ (x >> 16)
+
+
+@compiled
+def busiest(
+    counts_nE: Any, phy2log: Any, log2phy: Any, order: Any, G: int, exact: bool, flat: Any, out_n2: Any
+) -> None:
+    """(a_max, most routing entries of an instance) of n batches, of which only the entries per expert are given.
+
+    Which replica serves an expert depends on nothing else in the methods "exact" and "greedy".
+    """
+    E, R = len(order), len(phy2log)
+    tokens, replica, per_slot, bound, load, spent, queue, level = carve(flat, E, G, R)
+    C = R // G
+    for i in range(len(counts_nE)):
+        tokens[:E] = counts_nE[i]
+        start(tokens, replica, per_slot, bound, load, spent, log2phy, order, C, exact)
+        if exact:
+            while shift(replica, per_slot, bound[0], load, queue, level, phy2log, log2phy):
+                pass
+        a_max, most = 0, 0
+        for g in range(G):
+            a_max = max(a_max, load[g])
+            entries = 0
+            for r in range(g * C, (g + 1) * C):
+                entries += per_slot[r]
+            most = max(most, entries)
+        out_n2[i, 0], out_n2[i, 1] = a_max, most

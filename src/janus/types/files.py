@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,11 @@ from janus.errors import JanusError
 
 T = TypeVar("T")
 NPZ_MAGIC = b"PK"  # an npz is a zip
+# Larger files are refused before they are read: a mistaken path or a hostile file must not fill the memory. Parsed
+# text takes some ten times its size; what an npz holds is counted as its members say they unpack.
+MAX_TEXT_BYTES = 512 * 2**20
+MAX_JSON_BYTES = 64 * 2**20
+MAX_ARRAY_BYTES = 2**30
 
 
 def read_head(path: str | Path, code: str) -> bytes:
@@ -24,16 +30,25 @@ def read_head(path: str | Path, code: str) -> bytes:
     return _read(path, code, _first_bytes)
 
 
-def read_text(path: str | Path, code: str) -> str:
+def read_text(path: str | Path, code: str, limit: int = MAX_TEXT_BYTES) -> str:
     """The whole file as text; bytes that are no UTF-8 become U+FFFD, so that a parser can name their line."""
-    return _read(path, code, lambda file: file.read_text(encoding="utf-8-sig", errors="replace"))
+
+    def read(file: Path) -> str:
+        with file.open("rb") as opened:
+            data = opened.read(limit + 1)
+        if len(data) > limit:
+            size = file.stat().st_size
+            raise JanusError(code, f"{path} must be at most {limit} bytes, it has {size}; is it the right file?")
+        return data.decode("utf-8-sig", errors="replace")
+
+    return _read(path, code, read)
 
 
-def read_json(path: str | Path, code: str) -> Any:
-    """The value a JSON file holds."""
-    text = read_text(path, code)
+def read_json(path: str | Path, code: str, limit: int = MAX_JSON_BYTES) -> Any:
+    """The value a JSON file holds; NaN and Infinity are no JSON."""
+    text = read_text(path, code, limit)
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise JanusError(code, f"{path} is not JSON: {_brief(error)}") from None
 
@@ -43,8 +58,11 @@ def read_npz(path: str | Path, code: str) -> dict[str, npt.NDArray[Any]]:
     if read_head(path, code)[:2] != NPZ_MAGIC:
         raise JanusError(code, f"{path} is not an npz (a zip of NumPy arrays); it starts with other bytes")
     try:
+        _check_unpacked(path, code)
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as data:  # np.load leaks its own handle
             arrays = {name: data[name] for name in data.files}
+    except JanusError:
+        raise
     except Exception as error:  # zipfile, zlib and NumPy's header parser raise a dozen kinds on corrupt bytes
         raise JanusError(code, f"{path} cannot be read as an npz: {_brief(error)}") from None
     foreign = [name for name, value in arrays.items() if not isinstance(value, np.ndarray)]
@@ -72,6 +90,17 @@ def reading(path: str | Path, code: str) -> Iterator[None]:
         yield
     except JanusError as error:
         raise JanusError(code, f"{path}: {error.message}") from error
+
+
+def _check_unpacked(path: str | Path, code: str) -> None:
+    with zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())  # zipfile never unpacks more than this
+    if size > MAX_ARRAY_BYTES:
+        raise JanusError(code, f"{path} must unpack to at most {MAX_ARRAY_BYTES} bytes, it says {size}; split it")
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
 
 
 def _read(path: str | Path, code: str, read: Callable[[Path], T]) -> T:

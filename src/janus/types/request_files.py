@@ -18,6 +18,7 @@ from janus.types.files import NPZ_MAGIC, read_head, read_npz, read_text
 FORMAT = "janus.requests/1"
 CODE = "requests.file"
 MAX_TOKENS = 2**31 - 1
+MAX_NUMBER = 1e15  # of seconds or tokens; microseconds of it are still whole in a float64
 EPOCH = datetime(2020, 1, 1, tzinfo=UTC)  # near enough for a float to keep microseconds
 KNOWN = (
     "Azure LLM inference CSV (TIMESTAMP,ContextTokens,GeneratedTokens), BurstGPT CSV (Timestamp,Request tokens,"
@@ -62,14 +63,15 @@ def bad_line(at: int, line: str, rule: str) -> JanusError:
     return JanusError(CODE, f"line {at}: {rule}; the line is {line[:120]!r}{' ...' * (len(line) > 120)}")
 
 
-def finite(text: Any, what: str) -> float:
-    """A finite number >= 0 from a cell."""
+def finite(text: Any, what: str, most: float = MAX_NUMBER) -> float:
+    """A number in 0..most from a cell."""
     try:
         value = float(text) if not isinstance(text, bool) else math.nan
     except (TypeError, ValueError, OverflowError):
         value = math.nan
-    if not (math.isfinite(value) and value >= 0):
-        raise JanusError(CODE, f"{what} must be a finite number >= 0, got {shown(text)}")
+    if not 0 <= value <= most:
+        above = f"; at most {most:g}" if value > most else ""
+        raise JanusError(CODE, f"{what} must be a finite number >= 0, got {shown(text)}{above}")
     return value
 
 

@@ -155,6 +155,14 @@ class RequestTrace(Frozen):
         outputs = self._some(self.output_tokens).astype(np.float64)
         return float((outputs * (self.input_tokens + (outputs - 1) / 2)).sum() / outputs.sum())
 
+    @property
+    def context_cv(self) -> float:
+        """Standard deviation over mean of the KV length seen by an output token: the planner's context_cv."""
+        o, i = self._some(self.output_tokens).astype(np.float64), self.input_tokens
+        squares = o * i * i + i * o * (o - 1) + (o - 1) * o * (2 * o - 1) / 6  # sum over j < o of (i + j)^2
+        mean = self.mean_context
+        return math.sqrt(max(0.0, float(squares.sum() / o.sum()) - mean * mean)) / mean if mean else 0.0
+
     def input_percentile(self, q: float) -> float:
         """The q-th percentile (0..100) of `input_tokens`, linear between ranks."""
         return self._percentile(self.input_tokens, q)
@@ -166,7 +174,7 @@ class RequestTrace(Frozen):
     def summary(self) -> dict[str, Any]:
         """Plain values for a report or JSON; needs at least one request and a duration above 0."""
         names = ("source", "recorded", "num_requests", "dropped", "duration_s", "rate_rps", "output_tokens_per_s")
-        names += ("mean_input", "mean_output", "mean_context")
+        names += ("mean_input", "mean_output", "mean_context", "context_cv")
         tails = {f"input_p{q}": self.input_percentile(q) for q in (50, 95, 99)}
         tails |= {f"output_p{q}": self.output_percentile(q) for q in (50, 95, 99)}
         return {name: getattr(self, name) for name in names} | tails

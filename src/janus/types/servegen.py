@@ -27,6 +27,7 @@ RATE_COLUMNS = ("client_id", "t_seconds", "rate_rps", "pattern", "param1", "para
 LENGTH_COLUMNS = ("client_id", "t_seconds", *(f"{k}_{s}" for k in ("input", "output") for s in ("mean", "p50", "p95")))
 LEVELS = np.array([0.0, 0.5, 0.95, 1.0])
 MAX_REQUESTS = 10_000_000
+MAX_RATE, MAX_PARAMETER, MIN_SHAPE = 1e6, 1e9, 1e-3  # beyond them gaps overflow; fitted shapes begin at 0.012
 FloatArray = npt.NDArray[np.float64]
 Knots = tuple[FloatArray, FloatArray]  # of inputs and of outputs
 
@@ -98,14 +99,15 @@ def _rates(path: str | Path) -> list[tuple[str, float, int, str, float, float]]:
     for at, row in csv_table(path, RATE_COLUMNS):
         line = ",".join(row.values())
         try:
-            start, rate = finite(row["t_seconds"], "t_seconds"), finite(row["rate_rps"] or "0", "rate_rps")
+            start, rate = finite(row["t_seconds"], "t_seconds"), finite(row["rate_rps"] or "0", "rate_rps", MAX_RATE)
             count = round(rate * WINDOW_S)
             if not count:  # an idle window has no pattern
                 continue
             pattern = known(row["pattern"], ("Gamma", "Weibull"), "the pattern of a window with arrivals", CODE)
-            shape, scale = finite(row["param1"], "param1"), finite(row["param2"], "param2")
-            if not (shape > 0 and scale > 0):
-                raise JanusError(CODE, "param1 (shape) and param2 (scale) must be > 0")
+            shape, scale = (finite(row[name], name, MAX_PARAMETER) for name in ("param1", "param2"))
+            if not (shape >= MIN_SHAPE and scale > 0):
+                rule = f"param1 (shape) and param2 (scale) must be > 0, the shape at least {MIN_SHAPE}"
+                raise JanusError(CODE, rule)
         except JanusError as error:
             raise bad_line(at, line, error.message) from None
         out.append((row["client_id"], start, count, pattern, shape, scale))
