@@ -39,6 +39,8 @@ def test_no_coefficient_exceeds_the_card():
     found = least_squares(FORMS["moe"], group.x, group.us, {"memory_tb_per_s": 3.0})
     assert found["memory_tb_per_s"] == pytest.approx(3.0)
     assert found["compute_tflops"] == pytest.approx(700, rel=0.3)
+    # on the way up from its start, 0.2, to the truth, 0.3
+    assert least_squares(FORMS["moe"], group.x, group.us, {"rows_tb_per_s": 0.25})["rows_tb_per_s"] <= 0.25 * (1 + 1e-9)
 
 
 def test_a_coefficient_that_the_data_say_nothing_about_stays_where_it_was():

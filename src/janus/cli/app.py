@@ -109,6 +109,9 @@ def plan(
     ] = None,
     gpus_per_node: Annotated[int | None, typer.Option(help="Default the hardware's.")] = None,
     inter_node_gbps: Annotated[float | None, typer.Option(help="Network per GPU; default the hardware's.")] = None,
+    latency: Annotated[
+        Path | None, typer.Option(help="Measured times: a file of janus calibrate; default a roofline.")
+    ] = None,
     method: Annotated[str, typer.Option(help="exhaustive, or milp.")] = "exhaustive",
     max_attention: Annotated[int, typer.Option(help="Largest attention pool to try.")] = 64,
     max_experts: Annotated[int, typer.Option(help="Largest expert pool to try.")] = 64,
@@ -126,7 +129,7 @@ def plan(
     found = make_plan(
         config, hardware=hardware, expert_hardware=expert_hardware, price=price or [], gpus_per_node=gpus_per_node, inter_node_gbps=inter_node_gbps, routing=routing,
         recording=recording, synthetic=synthetic, requests=requests, demand=demand, context=context,
-        slo=Slo(slo_ms, percentile), headroom=headroom, prefill=prefill, method=method,
+        slo=Slo(slo_ms, percentile), latency=latency, headroom=headroom, prefill=prefill, method=method,
         max_attention=max_attention, max_experts=max_experts,
     )  # fmt: skip
     if report is not None:
@@ -136,6 +139,28 @@ def plan(
     if save is not None:
         found.save(save)
     print_plan(found, explain or [], as_json)
+
+
+@app.command()
+def calibrate(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="Model folder, config.json, or a name: deepseek-v2.")],
+    save: Annotated[Path, typer.Option(help="Where to write the times, for janus plan --latency.")],
+    hardware: Annotated[str, typer.Option(help="What this machine's GPU is; for peaks and memory.")] = "h100-sxm",
+    gpus_per_node: Annotated[int | None, typer.Option(help="Default the hardware's.")] = None,
+    inter_node_gbps: Annotated[float | None, typer.Option(help="Network per GPU; default the hardware's.")] = None,
+    tables: Annotated[Path | None, typer.Option(help="Fit these kernel tables (CSV) instead of measuring.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    budget: Annotated[float, typer.Option(help="Seconds to measure for, about.")] = 60.0,
+    as_json: Json = False,
+) -> None:
+    """Measure attention and experts of CONFIG on this machine, for plans that rest on measured times."""
+    from janus.cli.calibrate import calibrated, print_calibration
+
+    found = calibrated(
+        config, hardware=hardware, gpus_per_node=gpus_per_node, inter_node_gbps=inter_node_gbps, tables=tables,
+        device=device, budget_s=budget, save=save,
+    )  # fmt: skip
+    print_calibration(found, save, as_json)
 
 
 @app.command()

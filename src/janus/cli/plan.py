@@ -12,7 +12,7 @@ from janus.cli.inputs import check_outputs, clusters_of, routing_of
 from janus.cli.progress import progress
 from janus.cli.trace import load_traces
 from janus.errors import JanusError
-from janus.scale import ModelSpec, plan
+from janus.scale import LatencyModel, ModelSpec, plan
 from janus.types import RequestTrace, Slo, Topology
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def make_plan(
     demand: float | None,
     context: float | None,
     slo: Slo,
+    latency: Path | None = None,
     **options: Any,
 ) -> ScalePlan:
     """Read model, hardware and traces, and search; a bar on a terminal tells how far it is.
@@ -54,6 +55,7 @@ def make_plan(
         demand: output tokens per second.
         context: mean KV length, tokens.
         slo: the objective.
+        latency: file of a `LatencyModel` of this model and cluster; default the roofline.
         options: passed on to `janus.scale.plan`.
 
     Raises:
@@ -72,6 +74,8 @@ def make_plan(
     cluster, *others = clusters_of(names, price, gpus_per_node, inter_node_gbps)
     if others:
         options["expert_cluster"] = others[0]
+    if latency is not None:
+        options["latency"] = LatencyModel.load(latency)
     with progress("measuring activated experts") as advance:
         options["progress"] = lambda done, total, what: advance(done / total)
         return plan(model, cluster, demand=demand, slo=slo, trace=trace, context=context, **options)

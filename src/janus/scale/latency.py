@@ -6,11 +6,10 @@ excluded. A decode step gives every request in the batch one token, so its durat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -21,86 +20,8 @@ from janus.scale.kernels.fitted import KernelSet, attention_features, moe_featur
 from janus.scale.kernels.fitting import Estimate
 from janus.scale.kernels.tables import Tables
 from janus.scale.model import ModelSpec, dtype_bytes
+from janus.scale.terms import Activated, Activation, Breakdown, Efficiency
 from janus.sched import RooflineCost
-
-
-class Activated(NamedTuple):
-    """What a batch asks of the expert pool, expected values per layer."""
-
-    a_max: float
-    """Distinct experts on the busiest instance."""
-    tokens: float
-    """Routed tokens on the instance with the most (not always the same instance)."""
-
-
-class Activation(Protocol):
-    """Where the latency model asks how many experts a batch activates; `ActivationTable` is one."""
-
-    def at(self, n_e: int, B: float) -> Activated:
-        """Expected activation of a batch of `B` tokens on `n_e` expert instances."""
-        ...
-
-
-@dataclass(frozen=True)
-class Efficiency:
-    """Assumptions that turn datasheet peaks into times; every one is a plain number to replace by a measurement.
-
-    Args:
-        memory: share of the peak memory bandwidth a weight or cache read reaches. 0.83: slope of a measured fp8 MoE
-            decode on H200 (11.04 us per 44.0 MB expert).
-        compute: share of the peak FLOP/s of a large matrix product. 0.4: least mean error over the measured MLA module
-            of DeepSeek-V3 on H200 with one kernel (fa3, 92 points); checked on another (flashinfer, 91 points).
-        attention_us: fixed time of one attention layer (its dozen kernels), microseconds. 45: measured MLA module on
-            H200 at b = 1 (92 us) minus its weight read.
-        moe_us: fixed time of one expert layer (gate, balance, quantise, permute), microseconds. 31: intercept of the
-            same MoE table.
-        dense_us: fixed time of a dense or shared feed-forward part, microseconds.
-        step_us: fixed time of one step outside the layers (launch, sampling, bookkeeping), microseconds.
-        sampling_passes: how often a step reads or writes its float32 logits after the output head (temperature,
-            softmax, top-k or top-p, draw).
-    """
-
-    memory: float = 0.83
-    compute: float = 0.4
-    attention_us: float = 45.0
-    moe_us: float = 31.0
-    dense_us: float = 10.0
-    step_us: float = 1000.0
-    sampling_passes: float = 4.0
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            positive(getattr(self, field.name), f"Efficiency.{field.name}", "latency.range")
-        if max(self.memory, self.compute) > 1:
-            raise JanusError("latency.range", f"memory and compute are shares of a peak, at most 1; got {self}")
-
-
-@dataclass(frozen=True)
-class Breakdown:
-    """One step in milliseconds, summed over layers; `tpot` is their sum less what runs at the same time.
-
-    Args:
-        attention: attention of all layers, and the shared experts, which run on the attention side.
-        moe: routed experts of all MoE layers.
-        comm: dispatch and combine of all MoE layers.
-        other: dense layers, output head, sampling, host.
-        overlap: shared experts' time hidden behind the exchange and the routed experts.
-
-    Example:
-        >>> Breakdown(attention=4, moe=5, comm=2, other=1, overlap=1).tpot
-        11
-    """
-
-    attention: float
-    moe: float
-    comm: float
-    other: float
-    overlap: float
-
-    @property
-    def tpot(self) -> float:
-        """Milliseconds per step, and so per output token of every request in the batch."""
-        return self.attention + self.moe + self.comm + self.other - self.overlap
 
 
 class LatencyModel:
@@ -226,6 +147,46 @@ class LatencyModel:
                 floor, notes = found.floor_us, {"comm": found.note}
         efficiency = efficiency or Efficiency()
         return cls(model, cluster, efficiency, cost, expert_cluster, kernels, floor, notes)
+
+    @classmethod
+    def measure(
+        cls,
+        model: ModelSpec,
+        cluster: Cluster,
+        *,
+        device: str = "auto",
+        budget_s: float = 60.0,
+        cost: ExchangeCost | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> LatencyModel:
+        """A model from measurements on the machine at hand, with torch; nothing is measured between machines.
+
+        Args:
+            model: whose shapes are measured, as far as memory and time allow.
+            cluster: what the device is a GPU of; its datasheet stays for what is not measured.
+            device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+            budget_s: about how long it may take, seconds.
+            cost: of the exchange, e.g. measured by `janus.comm.Exchange.calibrate`; default the datasheet's.
+            progress: called with the share of the budget that is used.
+
+        Raises:
+            JanusError: ``latency.kind``, ``latency.range``, ``latency.measure`` (no torch, no such device).
+        """
+        from janus.scale.kernels.measuring import measure
+
+        _check(model, cluster, None)
+        positive(budget_s, "budget_s (seconds)", "latency.range")
+        found = measure(model, cluster.gpu, device, budget_s, progress)
+        text = f"roofline: shares of {cluster.gpu.name}'s peaks and launches measured on {found.device}"
+        kernels = found.kernels
+        notes = {"other": f"{text}; step_us assumed"}
+        if kernels.attention(model, cluster.gpu) is None:
+            notes["attention"] = text
+        if kernels.moe(model, cluster.gpu) is None:
+            notes["moe"] = text
+        return cls(
+            model, cluster, Efficiency(**found.shares), cost or ExchangeCost.of(cluster), None, kernels, 0.0, notes
+        )
 
     def save(self, path: str | Path) -> None:
         """Write everything as JSON, the measured points included.
