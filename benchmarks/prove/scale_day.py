@@ -22,7 +22,7 @@ from recordings import SHARED  # noqa: E402
 
 from janus.scale import ActivationTable, Cluster, LatencyModel, ModelSpec, StepPoint, Timeline, fitted_to, simulate  # noqa: E402
 from janus.scale.playing import play  # noqa: E402
-from janus.scale.policies import named
+from janus.scale.policies import named  # noqa: E402
 from janus.scale.policy import POLICIES  # noqa: E402
 from janus.scale.sizing import Need  # noqa: E402
 from janus.scale.stage import Stage  # noqa: E402
