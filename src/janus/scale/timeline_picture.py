@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,5 +49,5 @@ def draw(timelines: Sequence[Timeline], path: str | Path) -> None:
     for axes in (gpus, tpot):
         axes.legend(fontsize=7, frameon=False, loc="upper right")
     words = (first.basis["model"], first.basis["requests"], first.basis["routing"], first.basis["scope"])
-    figure.suptitle("\n".join(words), fontsize=7)
+    figure.suptitle("\n".join(textwrap.fill(text, 130) for text in words), fontsize=7)
     figure.savefig(path, dpi=110)
