@@ -156,6 +156,19 @@ def test_it_grows_at_once_and_shrinks_after_the_patience(scaler):
     assert "last 3 windows" in decisions[4].reason
 
 
+def test_headroom_is_held_not_only_the_demand(made):
+    """At the first demand where the small pools fail, they would still hold the demand itself."""
+    scaler = copy.deepcopy(made)
+    small = run(scaler, [1000])[0]
+    for i, demand in enumerate(range(1100, 9000, 100), 1):
+        grown = scaler.decide(Observation(i * WINDOW_S, demand, 400))
+        if grown.action == "scale":
+            break
+    bare = replace(scaler._base, demand=float(demand), context=400.0)
+    assert evaluate(bare, small.n_attention, small.n_experts).rejected == ""
+    assert evaluate(replace(bare, demand=demand * HEADROOM), small.n_attention, small.n_experts).rejected
+
+
 def test_it_keeps_the_peak_of_the_last_windows(scaler):
     """6000 alone would need fewer; the window before it still counts."""
     decisions = run(scaler, [1000, 10_000, 6000, 6000, 6000])
