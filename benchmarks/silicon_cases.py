@@ -40,8 +40,6 @@ class Cases:
     """[N, 6], as `EngineModel.work_row`."""
     features: Floats = field(init=False)
     """[N, ...]: logs of the load and parallelism, then one column per GPU, model and engine."""
-    loads: int = field(init=False)
-    """How many of the features are logs of numbers."""
     times: Floats = field(init=False)
 
     def __post_init__(self) -> None:
@@ -50,11 +48,10 @@ class Cases:
         self.times = np.array([p.tpot_ms for p in self.points])
         loads = np.log([[c.batch, c.isl, c.osl, c.tp, c.dp, c.ep] for c in (p.config for p in self.points)])
         kinds = [(p.config.cluster.gpu.name, p.config.model.name, p.engine) for p in self.points]
-        onehot = [[a == b for b in sorted(set(column))] for column in zip(*kinds, strict=True) for a in column]
-        parts = np.array_split(np.array(onehot, dtype=object), len(kinds[0]))
-        columns = [np.array(part.tolist(), dtype=float) for part in parts]
-        self.loads = loads.shape[1]
-        self.features = np.hstack([loads, *columns])
+        constants = [
+            [kind == name for kind in column] for column in zip(*kinds, strict=True) for name in sorted(set(column))
+        ]
+        self.features = np.hstack([loads, np.array(constants, dtype=float).T])
 
     def labels(self, of: str) -> list[str]:
         """What a split holds out together: ``"family"``, ``"model"`` or ``"engine"``."""

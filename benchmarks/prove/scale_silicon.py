@@ -50,7 +50,7 @@ IDEAL = EngineCoefficients(memory=1, compute=1, link=1, layer_us=1e-9, message_u
 def held_out(cases: Cases, of: str, bars: bool) -> list[dict[str, Any]]:
     """All methods beside each other, every `of` predicted by a fit that saw none of it."""
     labels = cases.labels(of)
-    count = f"{len(labels)} points, {len(set(labels))} held out in turn"
+    count = f"{len(labels)} points, {len(set(labels))} held out in turn; {EngineModel().routing}"
     base = best_regression(lambda method: score(errors(cross(cases, labels, method), cases.times)))
     out = []
     for name, method in METHODS.items():

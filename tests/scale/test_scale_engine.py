@@ -175,7 +175,7 @@ def test_coefficients_are_positive_numbers(value):
         EngineCoefficients(layer_us=value)
 
 
-@pytest.mark.parametrize("counts", [[], [0, 0], [1, -1], [float("nan")], [[1, 2]]])
+@pytest.mark.parametrize("counts", [[], [0, 0], [1, -1], [float("nan")], [[1, 2]], ["many"], 3])
 def test_popularity_is_one_row_of_counts(counts):
     with pytest.raises(JanusError, match="one layer's counts per expert"):
         EngineModel(popularity=counts)
@@ -233,6 +233,11 @@ def test_borrowed_popularity_is_skewed_and_sums_to_top_k():
     assert p[0] > 2 * 8 / 256 > 8 / 256 > 2 * p[-1]
     uniform = 256 * (1 - (1 - 8 / 256) ** 64)
     assert touched(p, 64, 1).distinct < 0.95 * uniform
+
+
+def test_borrowed_routing_says_so():
+    assert EngineModel().routing.startswith("synthetic routing")
+    assert EngineModel(popularity=[1, 2]).routing == "routing by the popularity given"
 
 
 def test_a_fit_recovers_the_coefficients_that_made_the_times():

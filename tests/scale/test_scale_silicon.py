@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from silicon_cases import METHODS, Cases, cross, errors, regression, score, table
 
 from janus.errors import JanusError
 from janus.scale import EngineModel
 from janus.scale.silicon import COLUMNS, distinct, read_silicon
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from silicon_cases import METHODS, Cases, cross, errors, regression, score, table  # noqa: E402
 
 ROW = {
     "id": "a", "backend": "vllm", "backend_version": "0.18.0", "model_path": "openai/gpt-oss-120b", "system": "h200_sxm",
@@ -213,3 +211,24 @@ def test_a_table_has_a_row_per_model_and_engine(read):
     got = table(cases, np.array([1.0, 2.0, 6.0]))
     assert {key: row["points"] for key, row in got.items()} == {"gpt-oss-120b trtllm": 1, "gpt-oss-120b vllm": 2}
     assert sum(row["mape"] * row["points"] for row in got.values()) == pytest.approx(9)
+
+
+def prove(root, folder):
+    script = root / "benchmarks" / "prove" / "scale_silicon.py"
+    environment = os.environ | {"JANUS_SHARED": str(folder)}
+    done = subprocess.run(
+        [sys.executable, script, "--sample"], capture_output=True, text=True, check=True, env=environment
+    )
+    return json.loads(done.stdout.splitlines()[-1])["figures"]
+
+
+def test_the_proof_without_points_says_so(root, tmp_path):
+    (only,) = prove(root, tmp_path)
+    assert only["ok"]
+    assert "absent" in only["note"]
+
+
+def test_the_proof_meets_its_bars(root, shared):
+    figures = prove(root, shared)
+    assert len(figures) >= 8
+    assert all(f["ok"] for f in figures)

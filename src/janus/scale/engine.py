@@ -22,8 +22,9 @@ class EngineCoefficients:
     """What turns work at datasheet peaks into time; the defaults come from kernel tables, not from any serving run.
 
     Args:
-        memory: share of the peak memory bandwidth.
-        compute: share of the peak FLOP/s.
+        memory: share of the peak memory bandwidth. 0.83: `Efficiency.memory`. A fit above 1 says that the engine did less than
+            is counted, as with speculative decoding.
+        compute: share of the peak FLOP/s. 0.4: `Efficiency.compute`.
         link: share of the peak link bandwidth. 0.5: measured NCCL all-reduces of 64 MB and more on H200.
         layer_us: fixed time of a layer, all its kernels, us. 76: `Efficiency.attention_us` + `Efficiency.moe_us`.
         message_us: fixed time of a collective, us. 6: measured NCCL all-reduces of up to 4 KB over two H200; engines' own
@@ -107,6 +108,12 @@ class EngineModel:
     ) -> None:
         self.coefficients = coefficients or EngineCoefficients()
         self._popularity = None if popularity is None else _counts(popularity)
+
+    @property
+    def routing(self) -> str:
+        """What the numbers of activated experts rest on; say it beside every result."""
+        borrowed = "synthetic routing, popularity quantiles of gpt-oss-20b"
+        return borrowed if self._popularity is None else "routing by the popularity given"
 
     def predict(self, config: EngineConfig) -> float:
         """TPOT of `config`, ms; see `step` for its parts.
@@ -192,7 +199,10 @@ class EngineModel:
 
 
 def _counts(popularity: Sequence[float]) -> tuple[float, ...]:
-    counts = np.asarray(popularity, dtype=np.float64)
+    try:
+        counts = np.asarray(popularity, dtype=np.float64)
+    except (TypeError, ValueError):
+        counts = np.empty(0)
     if counts.ndim != 1 or not len(counts) or not np.isfinite(counts).all() or counts.min() < 0 or not counts.any():
         rule = "popularity must be one layer's counts per expert, finite, >= 0 and not all 0"
         raise JanusError("routing.counts", f"{rule}; got {popularity!r}")
