@@ -183,9 +183,9 @@ def main() -> None:
     low, high = shown[0].gpus.min(), shown[0].gpus.max()
     figures.append(figure("GPUs of janus over the day", f"{low:.0f} to {high:.0f}", "told beside 7 to 56", True))
     if args.plot:
-        from janus.scale.timeline_picture import draw
+        from janus.scale.pictures import draw_days
 
-        draw(shown, args.plot)
+        draw_days(shown, args.plot)
     report(figures + more)
 
 

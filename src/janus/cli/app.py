@@ -88,7 +88,7 @@ def run(
 def plan(
     typed: typer.Context,
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="Model folder, config.json, or a name: deepseek-v2.")],
-    slo_ms: Annotated[float, typer.Option(help="Longest mean time per output token, ms.")],
+    slo_ms: Annotated[float, typer.Option(help="Longest time per output token, ms, at --percentile.")],
     routing: Annotated[str, typer.Option(help="Routing trace or expert counts; or gptoss20b-routing, shipped.")],
     recording: Annotated[str | None, typer.Option(help="Which recording of a file of expert counts.")] = None,
     synthetic: Annotated[
@@ -97,13 +97,22 @@ def plan(
     requests: Annotated[str | None, typer.Option(help="Request trace; or azure-conversation, shipped.")] = None,
     demand: Annotated[float | None, typer.Option(help="Output tokens per second; default from --requests.")] = None,
     context: Annotated[float | None, typer.Option(help="Mean KV length, tokens; default from --requests.")] = None,
-    percentile: Annotated[float, typer.Option(help="Of the SLO; kept, not modelled yet.")] = 99.0,
+    percentile: Annotated[float, typer.Option(help="Of the requests that must keep the SLO.")] = 99.0,
+    context_cv: Annotated[
+        float | None, typer.Option(help="Spread of the KV lengths over their mean; default from --requests, or 0.6.")
+    ] = None,
     headroom: Annotated[float, typer.Option(help="Factor on the demand, >= 1.")] = 1.0,
+    length_headroom: Annotated[float, typer.Option(help="Factor on the KV lengths, >= 1.")] = 1.0,
     prefill: Annotated[
         str, typer.Option(help="elsewhere, or attention: these GPUs also read the prompts.")
     ] = "elsewhere",
-    hardware: Annotated[str, typer.Option(help="a100-sxm, h100-sxm, h200-sxm, b200-sxm, gb200.")] = "h100-sxm",
-    expert_hardware: Annotated[str | None, typer.Option(help="Of the expert pool; default the same.")] = None,
+    hardware: Annotated[
+        list[str] | None,
+        typer.Option(help="h100-sxm (default), a100-sxm, h200-sxm, b200-sxm or gb200; repeated: a choice per pool."),
+    ] = None,
+    expert_hardware: Annotated[
+        list[str] | None, typer.Option(help="Of the expert pool; default the same. May be repeated.")
+    ] = None,
     price: Annotated[
         list[str] | None, typer.Option(metavar="NAME=USD", help="Dollars per GPU-hour; may be repeated.")
     ] = None,
@@ -112,7 +121,10 @@ def plan(
     latency: Annotated[
         Path | None, typer.Option(help="Measured times: a file of janus calibrate; default a roofline.")
     ] = None,
+    objective: Annotated[str, typer.Option(help="What to minimise: gpus, or usd (needs --price).")] = "gpus",
     method: Annotated[str, typer.Option(help="exhaustive, or milp.")] = "exhaustive",
+    solver: Annotated[str, typer.Option(help="Of --method milp: auto, HiGHS or CBC.")] = "auto",
+    time_limit: Annotated[float | None, typer.Option(help="Of --method milp, seconds: then the best so far.")] = None,
     max_attention: Annotated[int, typer.Option(help="Largest attention pool to try.")] = 64,
     max_experts: Annotated[int, typer.Option(help="Largest expert pool to try.")] = 64,
     explain: Annotated[list[str] | None, typer.Option(help="Why (not) this pair, e.g. 1A5E; may be repeated.")] = None,
@@ -121,16 +133,18 @@ def plan(
     save: Annotated[Path | None, typer.Option(help="Write the plan as JSON.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Find the fewest GPUs that serve CONFIG within an SLO, beside the best colocated deployment."""
+    """Find the fewest GPUs (or dollars) that serve CONFIG within an SLO, beside the best colocated deployment."""
     from janus.cli.plan import check_asked, make_plan, print_plan
     from janus.types import Slo
 
     check_asked(explain or [], report, plot, save)
     found = make_plan(
-        config, hardware=hardware, expert_hardware=expert_hardware, price=price or [], gpus_per_node=gpus_per_node, inter_node_gbps=inter_node_gbps, routing=routing,
-        recording=recording, synthetic=synthetic, requests=requests, demand=demand, context=context,
-        slo=Slo(slo_ms, percentile), latency=latency, headroom=headroom, prefill=prefill, method=method,
-        max_attention=max_attention, max_experts=max_experts,
+        config, hardware=hardware or ["h100-sxm"], expert_hardware=expert_hardware or [], price=price or [],
+        gpus_per_node=gpus_per_node, inter_node_gbps=inter_node_gbps, routing=routing, recording=recording,
+        synthetic=synthetic, requests=requests, demand=demand, context=context, context_cv=context_cv,
+        slo=Slo(slo_ms, percentile), latency=latency, headroom=(headroom, length_headroom), prefill=prefill,
+        objective=objective, method=method, solver=solver, time_limit_s=time_limit, max_attention=max_attention,
+        max_experts=max_experts,
     )  # fmt: skip
     if report is not None:
         found.report(report, ["janus", *typed.obj])

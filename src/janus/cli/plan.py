@@ -24,8 +24,8 @@ Json = dict[str, Any]
 def make_plan(
     config: str,
     *,
-    hardware: str,
-    expert_hardware: str | None,
+    hardware: Sequence[str],
+    expert_hardware: Sequence[str],
     price: Sequence[str],
     gpus_per_node: int | None,
     inter_node_gbps: float | None,
@@ -35,6 +35,7 @@ def make_plan(
     requests: str | None,
     demand: float | None,
     context: float | None,
+    context_cv: float | None,
     slo: Slo,
     latency: Path | None = None,
     **options: Any,
@@ -43,8 +44,8 @@ def make_plan(
 
     Args:
         config: folder, config.json or the name of a shipped config.
-        hardware: name of a preset.
-        expert_hardware: of the expert pool, default the same.
+        hardware: names of presets that each pool may use.
+        expert_hardware: those the expert pool may use; empty for the same.
         price: dollars per GPU-hour, like ``h100-sxm=2.5``.
         gpus_per_node: default the preset's.
         inter_node_gbps: per GPU, default the preset's.
@@ -54,6 +55,7 @@ def make_plan(
         requests: request trace, for whatever of demand and context is None.
         demand: output tokens per second.
         context: mean KV length, tokens.
+        context_cv: spread of the KV lengths; None for that of `requests`, or the planner's default.
         slo: the objective.
         latency: file of a `LatencyModel` of this model and cluster; default the roofline.
         options: passed on to `janus.scale.plan`.
@@ -67,13 +69,17 @@ def make_plan(
     demand = _or_from(demand, "--demand", arrivals, "output_tokens_per_s")
     context = _or_from(context, "--context", arrivals, "mean_context")
     if arrivals is not None:
-        options |= {"input_tokens": arrivals.mean_input, "output_tokens": arrivals.mean_output}
+        lengths = {"input_tokens": arrivals.mean_input, "output_tokens": arrivals.mean_output}
+        options |= {**lengths, "context_cv": arrivals.context_cv}
     elif options.get("prefill") == "attention":
         raise JanusError("plan.requests", "--prefill attention needs the lengths of prompts; give --requests FILE")
-    names = [hardware, *([expert_hardware] if expert_hardware else [])]
-    cluster, *others = clusters_of(names, price, gpus_per_node, inter_node_gbps)
-    if others:
-        options["expert_cluster"] = others[0]
+    if context_cv is not None:
+        options["context_cv"] = context_cv
+    named = list(dict.fromkeys([*hardware, *expert_hardware]))
+    found = dict(zip(named, clusters_of(named, price, gpus_per_node, inter_node_gbps), strict=True))
+    cluster = [found[name] for name in hardware]
+    if expert_hardware:
+        options["expert_cluster"] = [found[name] for name in expert_hardware]
     if latency is not None:
         options["latency"] = LatencyModel.load(latency)
     with progress("measuring activated experts") as advance:

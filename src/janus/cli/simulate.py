@@ -77,7 +77,9 @@ def play(
             cluster=cluster,
             slo=slo,
             trace=trace,
-            **{**options, "seed": seed, "per_gpu_efficiency": shares(efficiency)},
+            seed=seed,
+            per_gpu_efficiency=shares(efficiency),
+            **options,
         )
     return list(days.values())
 

@@ -29,7 +29,7 @@ def plan(
     *,
     demand: float | None = None,
     slo: Slo | float,
-    trace: RoutingTrace | npt.ArrayLike | Routing,
+    trace: RoutingTrace | npt.ArrayLike | Routing | str,
     context: float,
     method: str = "exhaustive",
     max_attention: int = 64,
@@ -46,7 +46,8 @@ def plan(
         demand: output tokens per second over all requests; Little's law gives the batch, B = demand * TPOT(B).
         slo: an `Slo`, or its TPOT in ms. Held against it is the TPOT at `percentile` (99): of the slowest attention
             instance, and of a batch that activates more experts than most.
-        trace: routing of this model: a `RoutingTrace`, or per-layer expert counts (top_k from the model).
+        trace: routing of this model: a `RoutingTrace`, or per-layer expert counts (top_k from the model); ``"uniform"``
+            only to see how wrong that is.
         context: mean KV length, tokens.
         method: ``"exhaustive"`` (every pair is evaluated and can be asked about), or ``"milp"``: the same optimum from
             a mixed-integer program, which evaluates few pairs: for many GPU types and large pools.

@@ -141,6 +141,11 @@ class Cluster:
         if self.gpus is not None:
             whole(self.gpus, "Cluster.gpus", "cluster.range")
 
+    def alike(self, other: Cluster) -> bool:
+        """True when the same GPUs are wired the same way, whatever they cost and however many there are."""
+        one, two = (replace(c, hardware=replace(c.gpu, usd_per_hour=None), gpus=None) for c in (self, other))
+        return one == two
+
     @property
     def gpu(self) -> Hardware:
         """The GPU, resolved."""

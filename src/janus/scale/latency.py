@@ -7,9 +7,10 @@ excluded. A decode step gives every request in the batch one token, so its durat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -187,6 +188,12 @@ class LatencyModel:
         return cls(
             model, cluster, Efficiency(**found.shares), cost or ExchangeCost.of(cluster), None, kernels, 0.0, notes
         )
+
+    def owned(self, cluster: Cluster, expert_cluster: Cluster) -> Self:
+        """The same times on the same GPUs, at another price or in another number."""
+        again = copy(self)
+        again.cluster, again.expert_cluster = cluster, expert_cluster
+        return again
 
     def save(self, path: str | Path) -> None:
         """Write everything as JSON, the measured points included.

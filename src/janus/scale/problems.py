@@ -121,7 +121,7 @@ class Asked:
 def ask(
     model: ModelSpec | str,
     cluster: Cluster | Sequence[Cluster],
-    trace: RoutingTrace | npt.ArrayLike | Routing,
+    trace: RoutingTrace | npt.ArrayLike | Routing | str,
     *,
     options: Options,
     **rest: Any,
@@ -130,7 +130,10 @@ def ask(
     for name in options:
         known(name, Options.__annotations__, "an option of plan", "scale.option")
     model = model if isinstance(model, ModelSpec) else ModelSpec.from_config(model)
-    if isinstance(trace, Routing):
+    if isinstance(trace, str):
+        known(trace, ("uniform",), "trace (or a RoutingTrace, or counts)", "routing.trace")
+        routing = Routing.uniform(model.experts, model.top_k)
+    elif isinstance(trace, Routing):
         routing = trace
     else:
         routing = Routing.of(trace, None if isinstance(trace, RoutingTrace) else model.top_k)
@@ -218,12 +221,13 @@ def _latencies(asked: Asked) -> list[LatencyModel]:
         return [LatencyModel.roofline(asked.model, a, expert_cluster=e) for a, e in pairs]
     if len(pairs) > 1:
         raise JanusError("scale.latency", f"latency= times one pair of GPU types, {len(pairs)} may be chosen; name one")
-    if (given.model, given.cluster, given.expert_cluster) != (asked.model, *pairs[0]):
+    seen, wanted = (given.cluster, given.expert_cluster), pairs[0]
+    if given.model != asked.model or not all(a.alike(b) for a, b in zip(seen, wanted, strict=True)):
         rule = "latency must be of the model and cluster that are planned"
-        want = f"{asked.model.name} on {pairs[0][0].gpu.name}"
-        seen = f"it is of {given.model.name} on {given.cluster.gpu.name}"
-        raise JanusError("scale.latency", f"{rule}, {want}; {seen} or their fields differ")
-    return [given]
+        want = f"{asked.model.name} on {wanted[0].gpu.name}"
+        said = f"it is of {given.model.name} on {given.cluster.gpu.name}"
+        raise JanusError("scale.latency", f"{rule}, {want}; {said} or their fields differ")
+    return [given.owned(*wanted)]
 
 
 def _slots(model: ModelSpec, cluster: Cluster, slots: int | None, max_batch: int) -> int:

@@ -35,7 +35,7 @@ def step_ms(problem: Problem, n_a: int, n_e: int, B: int, percentile: float = 50
     context = problem.context * (1 + _above(percentile, n_a) * problem.context_cv / math.sqrt(b))
     a_max, tokens = interpolated(problem, n_e, B)
     if percentile > 50:
-        spread = problem.table.step_spread(n_e, B, problem.slots)
+        spread = problem.table.step_spread(n_e, B, problem.slots, layers=m.moe_layers)
         a_max = min(problem.slots, a_max + _above(percentile, 1) * spread)
     expert = (3 * m.hidden * m.expert_width + m.expert_bias) * DTYPE_BYTES[m.expert_dtype]
     gate = m.experts * (m.hidden + m.router_bias)

@@ -102,5 +102,5 @@ class Steps:
         active = self.table.at(n_e, B, self.slots)
         if not experts:
             return active
-        spread = self.table.step_spread(n_e, B, self.slots)
+        spread = self.table.step_spread(n_e, B, self.slots, layers=self.latency.model.moe_layers)
         return Activated(min(float(self.slots), active.a_max + experts * spread), active.tokens)

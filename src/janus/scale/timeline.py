@@ -187,9 +187,9 @@ class Timeline:
 
     def plot(self, path: str | Path) -> None:
         """Draw pools, demand, TPOT and attainment over time to an image file. Needs matplotlib."""
-        from janus.scale.timeline_picture import draw
+        from janus.scale.pictures import draw_days
 
-        draw([self], path)
+        draw_days([self], path)
 
     def __str__(self) -> str:
         price = "" if self.usd is None else f", {self.usd:.0f} $"
