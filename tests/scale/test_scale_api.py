@@ -41,8 +41,9 @@ def test_batch_sizes_by_hand():
 
 def test_the_package_shows_these_names():
     assert set(janus.scale.__all__) == {
-        "ActivationTable", "Breakdown", "Cluster", "Efficiency", "Hardware", "LatencyModel", "ModelSpec", "ScalePlan",
-        "plan",
+        "ActivationTable", "Autoscaler", "Breakdown", "Cluster", "Decision", "Efficiency", "EngineCoefficients",
+        "EngineConfig", "EngineModel", "Hardware", "LatencyModel", "ModelSpec", "Observation", "SavedPlan",
+        "ScalePlan", "StepPoint", "Timeline", "Tuning", "fitted_to", "plan", "simulate",
     }  # fmt: skip
     assert dir(janus.scale) == sorted(janus.scale.__all__)
     for name in janus.scale.__all__:

@@ -15,9 +15,10 @@ from janus.scale.drift import halves, shares, stretched
 from janus.scale.migration import Migration
 from janus.scale.reference import judge
 from janus.scale.solve import evaluate
+from janus.types import Slo
 
 HEADROOM = 1.1
-LIMITS = {"max_attention": 5, "max_experts": 5, "max_batch": 128, "slots": 6}
+LIMITS = {"max_attention": 5, "max_experts": 5, "max_batch": 128, "slots": 6, "context_cv": 0.0}
 WINDOW_S = 900.0
 
 
@@ -36,7 +37,9 @@ def cards() -> Cluster:
 @pytest.fixture(scope="module")
 def made(tiny, cards, skewed):
     """The table is measured once; each test works on a copy."""
-    return Autoscaler(tiny, cards, slo=2.5, trace=skewed(4, 16), context=400, headroom=HEADROOM, **LIMITS)
+    return Autoscaler(
+        tiny, cards, slo=Slo(2.5, percentile=50), trace=skewed(4, 16), context=400, headroom=HEADROOM, **LIMITS
+    )
 
 
 @pytest.fixture
@@ -293,7 +296,9 @@ def test_popularity_is_smoothed_over_windows(made, skewed):
 
 
 def test_one_row_of_popularity_makes_one_map_until_layers_are_counted(tiny, cards, skewed):
-    scaler = Autoscaler(tiny, cards, slo=2.5, trace=skewed(1, 16), context=400, demand=3000, **LIMITS)
+    scaler = Autoscaler(
+        tiny, cards, slo=Slo(2.5, percentile=50), trace=skewed(1, 16), context=400, demand=3000, **LIMITS
+    )
     assert run(scaler, [1000])[0].placement.uniform
     more = run(scaler, [9000], counts=skewed(4, 16), start=1)[0]
     assert more.placement.num_layers == 4

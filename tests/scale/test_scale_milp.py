@@ -61,6 +61,15 @@ def test_it_finds_what_the_search_finds(small_plan, demand, slo, context, percen
     assert got is None or got in seen
 
 
+def test_a_program_that_promises_to_the_last_pair_what_none_keeps(small_plan):
+    """Times from below allow what the exact ones just miss: the search ends when there are no dearer pairs."""
+    p = replace(small_plan.problem, demand=None, batch=60, max_attention=2, max_experts=4)
+    fastest = min(c.tail_ms for c in search(replace(p, slo_ms=1e9)) if not c.rejected)
+    p = replace(p, slo_ms=0.999 * fastest)
+    assert Master((p,)).solve(6, 6, "HiGHS", None) is not None
+    assert solve((p,), Limits())[1] is None
+
+
 def test_a_fixed_batch_too(small_plan):
     p = replace(small_plan.problem, demand=None, batch=60, slo_ms=14.0)
     assert solve((p,), Limits())[1] == pick(search(p))

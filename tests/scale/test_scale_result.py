@@ -65,12 +65,13 @@ def test_every_rejection_is_true(mixed):
             assert c.tpot_ms > p.slo_ms
             assert all(step_ms(p, c, B) > p.slo_ms for B in serves)
         elif c.rejected == "cluster_gpus":
-            assert (c.gpus > 13, c.batch, c.tpot_ms) == (True, serves[0], step_ms(p, c, serves[0]))
+            assert (c.gpus > 13, c.batch) == (True, serves[0])
+            assert c.tpot_ms == pytest.approx(step_ms(p, c, serves[0]))
         elif c.rejected:
             assert serves == []
             assert c.batch == most == {"attention_memory": room, "max_batch": p.max_batch}[c.rejected]
         else:
-            assert (c.batch, c.tpot_ms) == (serves[0], step_ms(p, c, serves[0]))
+            assert (c.batch, c.tpot_ms) == (serves[0], pytest.approx(step_ms(p, c, serves[0])))
 
 
 def test_explain_says_of_every_candidate_what_became_of_it(mixed):

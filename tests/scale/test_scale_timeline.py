@@ -7,8 +7,8 @@ import pytest
 
 from janus.errors import JanusError
 from janus.scale import Cluster, Hardware, simulate
+from janus.scale.pictures import draw_days
 from janus.scale.timeline import COLUMNS, DECODE_ONLY, request_tpot_ms
-from janus.scale.timeline_picture import draw
 from janus.types import RequestTrace, Slo
 
 OPTIONS = {"max_attention": 3, "max_experts": 4, "max_batch": 64, "tiers": (4, 8), "window_s": 1.0, "start_s": 0.1}
@@ -79,7 +79,7 @@ def test_every_output_says_that_it_is_decode_only_and_what_it_rests_on(days):
         assert DECODE_ONLY in text
         assert "popularity counts" in text
         assert "made up" in text
-        assert "roofline of toy" in text
+        assert "datasheet of toy" in text
 
 
 def test_dollars_are_hours_times_the_price(days):
@@ -98,7 +98,7 @@ def test_dollars_are_hours_times_the_price(days):
 def test_one_day_or_several_are_drawn(days, tmp_path, ending):
     pytest.importorskip("matplotlib")
     days[1]["janus"].plot(tmp_path / f"one.{ending}")
-    draw(list(days[1].values()), tmp_path / f"all.{ending}")
+    draw_days(list(days[1].values()), tmp_path / f"all.{ending}")
     assert (tmp_path / f"one.{ending}").stat().st_size > 5000
     if ending == "svg":
         text = (tmp_path / "all.svg").read_text()
@@ -109,7 +109,7 @@ def test_a_picture_is_refused_before_matplotlib_is_asked(days, tmp_path):
     with pytest.raises(JanusError, match=r"ends in one of"):
         days[1]["janus"].plot(tmp_path / "day.gif")
     with pytest.raises(JanusError, match="at least one timeline"):
-        draw([], tmp_path / "day.png")
+        draw_days([], tmp_path / "day.png")
 
 
 def test_requests_that_were_drawn_are_called_so(olmoe, small_cluster, skewed):

@@ -14,7 +14,7 @@ from janus.cli.trace import load_requests
 from janus.scale import ModelSpec, simulate
 from janus.scale.hardware import positive
 from janus.scale.scores import best, rows
-from janus.types import Slo
+from janus.types import RequestTrace, Slo
 from janus.types.files import write_text
 
 if TYPE_CHECKING:
@@ -62,10 +62,7 @@ def play(
         JanusError: ``simulate.*``, ``cli.*``, ``trace.*``, and whatever the readers and the simulation refuse.
     """
     model = ModelSpec.from_config(config)
-    positive(hours, "--hours", "cli.hours")
-    arrivals = load_requests(requests, "--requests", seed=seed, hours=hours)
-    if hours * 3600 < arrivals.duration_s:
-        arrivals = arrivals.window(0.0, hours * 3600)
+    arrivals = _arrivals(requests, seed, hours)
     trace = routing_of(model, routing, recording, synthetic, "simulate")
     (cluster,) = clusters_of([hardware], price, gpus_per_node, inter_node_gbps)
     with progress("simulating") as advance:
@@ -82,6 +79,12 @@ def play(
             **options,
         )
     return list(days.values())
+
+
+def _arrivals(requests: Sequence[str], seed: int, hours: float) -> RequestTrace:
+    positive(hours, "--hours", "cli.hours")
+    found = load_requests(requests, "--requests", seed=seed, hours=hours)
+    return found.window(0.0, hours * 3600) if hours * 3600 < found.duration_s else found
 
 
 def write_days(

@@ -119,9 +119,10 @@ def _descend(state: State, limits: Limits) -> str:
         upto = cheapest * (1 + STEP) if state.problems[0].objective == "usd" else cheapest
         keys = [key for key, cost in costs.items() if cheapest - 1e-9 <= cost <= upto + 1e-9]
         state.evaluate(keys)
-        if state.ceiling <= upto + 1e-9:
+        dearer = [cost for cost in costs.values() if cost > upto + 1e-9]
+        if state.ceiling <= upto + 1e-9 or not dearer:
             return ""
-        state.bound = min(cost for cost in [*costs.values(), math.inf] if cost > upto + 1e-9)
+        state.bound = min(dearer)
 
 
 def _costs(problems: tuple[Problem, ...]) -> dict[tuple[int, int, int], float]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from janus.errors import known
+from janus.errors import JanusError, known
 from janus.scale.pictures.activation import activation
 from janus.scale.pictures.breakdown import breakdown
 from janus.scale.pictures.canvas import check_format, write
@@ -50,4 +50,6 @@ def draw_days(timelines: Sequence[Day], path: str | Path) -> None:
         JanusError: ``scale.plot``.
     """
     check_format(path)
+    if not timelines:
+        raise JanusError("scale.plot", "a picture needs at least one timeline, got none")
     write(days(timelines), path)
