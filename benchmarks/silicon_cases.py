@@ -14,9 +14,9 @@ import numpy.typing as npt
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from janus.scale.engine import EngineCoefficients, EngineModel  # noqa: E402  (the path above comes first)
-from janus.scale.engine_fit import fit_log_positive  # noqa: E402
-from janus.scale.silicon import SiliconPoint  # noqa: E402
+from janus.scale.engine.fit import fit_log_positive  # noqa: E402
+from janus.scale.engine.model import EngineCoefficients, EngineModel  # noqa: E402  (the path above comes first)
+from janus.scale.engine.silicon import SiliconPoint  # noqa: E402
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]

@@ -106,7 +106,7 @@ def test_a_tree_in_order_has_no_faults(tmp_path):
         "__init__.py": "from janus import cli\n",
         "types/topology.py": "import os\nfrom janus.errors import JanusError\nfrom . import slo\n",
         "scale/api.py": "import janus.sched\nfrom janus.comm.cost import CostModel\nfrom janus.comm import cost\n",
-        "scale/solve.py": "from .api import plan\nfrom janus import Topology, __version__, sched\n",
+        "scale/search/solve.py": "from .api import plan\nfrom janus import Topology, __version__, sched\n",
         "cli/app.py": "import janus\nfrom janus.runner.launch import launch\n",
     }
     assert faults(plant(tmp_path, files)) == []
@@ -119,7 +119,7 @@ def test_each_kind_of_fault_is_found(tmp_path):
         "sched/kernel.py": "from ..scale.solve import plan\n",
         "comm/api.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from janus import balance\n",
         "scale/api.py": "from janus.comm.exchange import Exchange\nfrom janus.comm import Exchange, cost\n",
-        "scale/latency.py": "from janus.comm.cost_of_living import x\n",
+        "scale/timing/latency.py": "from janus.comm.cost_of_living import x\n",
         "layer.py": "import janus.runner.api\n",
         "runner/api.py": "import janus\n",
         "helpers.py": "import janus.types\n",
@@ -131,7 +131,7 @@ def test_each_kind_of_fault_is_found(tmp_path):
         "janus.runner.api:1: imports the front door; name the part",
         "janus.scale.api:1: scale imports janus.comm.exchange.Exchange, may import janus.comm.cost only",
         "janus.scale.api:2: scale imports janus.comm.Exchange, may import janus.comm.cost only",
-        "janus.scale.latency:1: scale imports janus.comm.cost_of_living.x, may import janus.comm.cost only",
+        "janus.scale.timing.latency:1: scale imports janus.comm.cost_of_living.x, may import janus.comm.cost only",
         "janus.sched.api:2: sched imports comm",
         "janus.sched.kernel:1: sched imports scale",
         "janus.types:1: types imports sched",

@@ -21,12 +21,12 @@ from figures import figure, report, say  # noqa: E402
 from recordings import SHARED  # noqa: E402
 
 from janus.scale import ActivationTable, Cluster, LatencyModel, ModelSpec, StepPoint, Timeline, fitted_to, simulate  # noqa: E402
-from janus.scale.playing import play  # noqa: E402
-from janus.scale.policies import named  # noqa: E402
-from janus.scale.policy import POLICIES  # noqa: E402
-from janus.scale.sizing import Need  # noqa: E402
-from janus.scale.stage import Stage  # noqa: E402
-from janus.scale.staging import SimulateOptions, staged  # noqa: E402
+from janus.scale.days.playing import play  # noqa: E402
+from janus.scale.days.policies import named  # noqa: E402
+from janus.scale.days.policy import POLICIES  # noqa: E402
+from janus.scale.days.sizing import Need  # noqa: E402
+from janus.scale.days.stage import Stage  # noqa: E402
+from janus.scale.days.staging import SimulateOptions, staged  # noqa: E402
 from janus.types import RequestTrace, RoutingTrace, Slo, sample  # noqa: E402
 
 CLUSTER = Cluster("h100-sxm")

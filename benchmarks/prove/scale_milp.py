@@ -20,11 +20,11 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
 from figures import figure, progress, report  # noqa: E402  (the paths above come first)
 
 from janus.scale import ActivationTable, Cluster, Hardware, LatencyModel, ModelSpec  # noqa: E402
-from janus.scale.joint import Joint, Solved, enumerate_joint, solve_joint  # noqa: E402
-from janus.scale.milp import Limits, solve  # noqa: E402
-from janus.scale.prefill import Prefill  # noqa: E402
-from janus.scale.reference import judge  # noqa: E402
-from janus.scale.solve import Candidate, Problem, pick, search  # noqa: E402
+from janus.scale.search.joint import Joint, Solved, enumerate_joint, solve_joint  # noqa: E402
+from janus.scale.search.milp import Limits, solve  # noqa: E402
+from janus.scale.search.reference import judge  # noqa: E402
+from janus.scale.search.solve import Candidate, Problem, pick, search  # noqa: E402
+from janus.scale.timing.prefill import Prefill  # noqa: E402
 from janus.sched import balance, place  # noqa: E402
 from janus.types import RoutingTrace  # noqa: E402
 

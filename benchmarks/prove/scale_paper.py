@@ -20,10 +20,10 @@ import numpy as np  # noqa: E402  (the paths above come first)
 from figures import figure, report, say  # noqa: E402
 
 from janus.scale import ActivationTable, Cluster, LatencyModel, ModelSpec, ScalePlan, StepPoint, fitted_to, plan  # noqa: E402
-from janus.scale.exchange import ExchangeCost  # noqa: E402
-from janus.scale.points import Prior, left_out  # noqa: E402
-from janus.scale.ridge import ridge  # noqa: E402
-from janus.scale.solve import Candidate, Problem, search  # noqa: E402
+from janus.scale.search.solve import Candidate, Problem, search  # noqa: E402
+from janus.scale.timing.exchange import ExchangeCost  # noqa: E402
+from janus.scale.timing.points import Prior, left_out  # noqa: E402
+from janus.scale.timing.ridge import ridge  # noqa: E402
 from janus.types import RoutingTrace, Slo, read_expert_counts, sample  # noqa: E402
 
 SHARED = Path(os.environ.get("JANUS_SHARED", ROOT.parent / "shared"))

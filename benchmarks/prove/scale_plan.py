@@ -18,7 +18,7 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
 from figures import figure, report, say  # noqa: E402  (the paths above come first)
 
 from janus.scale import Cluster, ModelSpec, ScalePlan, plan  # noqa: E402
-from janus.scale.reference import judge  # noqa: E402
+from janus.scale.search.reference import judge  # noqa: E402
 from janus.types import RoutingTrace  # noqa: E402
 
 # Published totals, billions; 0.5 % covers the digits they are printed with.

@@ -26,9 +26,9 @@ from figures import figure, report, say  # noqa: E402  (the paths above come fir
 from recordings import DEEPSEEK, gpt_oss  # noqa: E402
 
 from janus.scale import Autoscaler, Cluster, LatencyModel, ModelSpec, Observation, Tuning  # noqa: E402
-from janus.scale.drift import WHOLE, DriftMeter, shares, tpot_regret  # noqa: E402
-from janus.scale.latency import Activated  # noqa: E402
-from janus.scale.migration import Migration, Pools  # noqa: E402
+from janus.scale.online.drift import WHOLE, DriftMeter, shares, tpot_regret  # noqa: E402
+from janus.scale.online.migration import Migration, Pools  # noqa: E402
+from janus.scale.timing.latency import Activated  # noqa: E402
 from janus.sched import Balancer  # noqa: E402
 from janus.sched.popularity import Popularity  # noqa: E402
 from janus.types import Placement, read_expert_counts, sample  # noqa: E402

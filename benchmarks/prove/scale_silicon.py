@@ -34,7 +34,7 @@ from silicon_cases import (  # noqa: E402
 )  # fmt: skip
 
 from janus.scale import EngineCoefficients, EngineModel  # noqa: E402
-from janus.scale.silicon import SiliconPoint, distinct, read_silicon  # noqa: E402
+from janus.scale.engine.silicon import SiliconPoint, distinct, read_silicon  # noqa: E402
 
 POINTS = SHARED / "data" / "e2e_silicon" / "silicon_h100_h200_moe.csv"
 MEDIAN, MAPE = 15, 25

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from janus import RequestTrace, RoutingTrace, Slo, plan
 from janus.scale import Cluster, Hardware, ModelSpec, ScalePlan
-from janus.scale.report import render
+from janus.scale.plans.report import render
 from janus.types import sample
 
 SLO, STRICTER = Slo(tpot_ms=150), Slo(tpot_ms=60)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from janus import JanusError, RoutingTrace
 from janus.scale import ActivationTable
-from janus.scale.activation import analytic_bound
-from janus.scale.batches import Routing, inclusion
-from janus.scale.montecarlo import MonteCarlo, busiest
+from janus.scale.activation.batches import Routing, inclusion
+from janus.scale.activation.montecarlo import MonteCarlo, busiest
+from janus.scale.activation.table import analytic_bound
 from janus.sched import balance
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import janus.scale
 from janus import JanusError
 from janus.scale.api import plan
-from janus.scale.problems import Options, batch_sizes, pool_sizes
+from janus.scale.search.problems import Options, batch_sizes, pool_sizes
 
 
 @given(st.integers(1, 200), st.integers(1, 200))

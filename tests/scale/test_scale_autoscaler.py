@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from janus import JanusError, Placement
 from janus.scale import Autoscaler, Cluster, Hardware, ModelSpec, Observation, Tuning
-from janus.scale.drift import halves, shares, stretched
-from janus.scale.migration import Migration
-from janus.scale.reference import judge
-from janus.scale.solve import evaluate
+from janus.scale.online.drift import halves, shares, stretched
+from janus.scale.online.migration import Migration
+from janus.scale.search.reference import judge
+from janus.scale.search.solve import evaluate
 from janus.types import Slo
 
 HEADROOM = 1.1

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from janus import JanusError, RoutingTrace
 from janus.scale import ModelSpec
-from janus.scale.batches import Routing, draw, inclusion
+from janus.scale.activation.batches import Routing, draw, inclusion
 
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=30).filter(any), st.data())

@@ -11,7 +11,7 @@ import pytest
 from made_days import day
 
 from janus.scale.html import days_page, plan_page
-from janus.scale.solve import search
+from janus.scale.search.solve import search
 
 pytest.importorskip("matplotlib")
 if chromium.found() is None:

@@ -4,9 +4,9 @@ import pytest
 
 from janus.comm.cost import CostModel
 from janus.scale import Cluster, Hardware, ModelSpec, plan
-from janus.scale.colocated import _exchange_s, _pairs, colocated_optimum
-from janus.scale.exchange import ExchangeCost
-from janus.scale.memory import gate_bytes, request_bytes, slot_bytes
+from janus.scale.search.colocated import _exchange_s, _pairs, colocated_optimum
+from janus.scale.search.memory import gate_bytes, request_bytes, slot_bytes
+from janus.scale.timing.exchange import ExchangeCost
 from janus.types import Slo
 
 ARGS = {

@@ -5,8 +5,8 @@ import pytest
 
 from janus import Placement
 from janus.scale import ActivationTable, Cluster, LatencyModel
-from janus.scale.drift import DriftMeter, Fixed, halves, shares, stretched, tpot_regret
-from janus.scale.latency import Activated
+from janus.scale.online.drift import DriftMeter, Fixed, halves, shares, stretched, tpot_regret
+from janus.scale.timing.latency import Activated
 from janus.sched import balance
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from janus.errors import JanusError
 from janus.scale import Cluster, EngineCoefficients, EngineConfig, EngineModel, Hardware, ModelSpec
-from janus.scale.engine_fit import fit_log_positive
-from janus.scale.engine_work import borrowed_popularity, decode_work, prefill_work, touched
+from janus.scale.engine.fit import fit_log_positive
+from janus.scale.engine.work import borrowed_popularity, decode_work, prefill_work, touched
 from janus.scale.model import AttentionSpec
 
 # Attention 2.4 million parameters a layer, the dense layer 6, an expert 0.3 (0.6 MB), head and embedding 1 each;

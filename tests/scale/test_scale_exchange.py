@@ -12,8 +12,8 @@ from janus.comm import layout
 from janus.comm.cost import CostModel
 from janus.comm.layout import candidates
 from janus.scale import Cluster, Hardware
-from janus.scale import exchange_loops as loops
-from janus.scale.exchange import ExchangeCost, Link, split
+from janus.scale.timing import exchange_loops as loops
+from janus.scale.timing.exchange import ExchangeCost, Link, split
 from janus.types import Topology
 
 COST = CostModel({"in_node": 3e-6, "between_nodes": 11e-6}, {"in_node": 1 / 300e9, "between_nodes": 1 / 25e9})

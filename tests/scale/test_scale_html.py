@@ -16,8 +16,8 @@ from janus.scale.html import days_page, plan_page
 from janus.scale.html.page import Markup, page, table, tag
 from janus.scale.html.plan import MOST_PAIRS, headline, lead, nearest
 from janus.scale.html.words import GLOSSARY, RULES
-from janus.scale.report import notes
-from janus.scale.solve import CONSTRAINTS, search
+from janus.scale.plans.report import notes
+from janus.scale.search.solve import CONSTRAINTS, search
 
 pytest.importorskip("matplotlib")
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus import JanusError, Placement
-from janus.scale.joint import Joint, _peak, enumerate_joint, solve_joint
+from janus.scale.search.joint import Joint, _peak, enumerate_joint, solve_joint
 from janus.sched import balance
 
 pytest.importorskip("pulp")

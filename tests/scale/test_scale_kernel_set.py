@@ -8,7 +8,7 @@ from janus import JanusError
 from janus.scale import Cluster, LatencyModel, ModelSpec
 from janus.scale.kernels.fitted import KernelSet, ratios
 from janus.scale.kernels.tables import Tables
-from janus.scale.latency import Activated, Efficiency
+from janus.scale.timing.latency import Activated, Efficiency
 
 V3 = {"name": "deepseek-v3", "kv_dtype": "fp8"}
 

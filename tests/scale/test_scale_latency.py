@@ -7,7 +7,7 @@ import pytest
 
 from janus import JanusError
 from janus.scale import Breakdown, Cluster, Efficiency, Hardware, LatencyModel, ModelSpec
-from janus.scale.latency import Activated
+from janus.scale.timing.latency import Activated
 
 
 class Fixed:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from janus import JanusError
 from janus.scale import Cluster, Efficiency, LatencyModel, ModelSpec
-from janus.scale.latency import Activated
-from janus.scale.latency_file import from_dict, to_dict
+from janus.scale.timing.latency import Activated
+from janus.scale.timing.latency_file import from_dict, to_dict
 
 
 class Fixed:

@@ -9,8 +9,8 @@ import pytest
 from janus import JanusError
 from janus.scale import Cluster, Hardware, LatencyModel, ModelSpec
 from janus.scale.kernels import measuring
-from janus.scale.latency import Activated
 from janus.scale.model import AttentionSpec
+from janus.scale.timing.latency import Activated
 
 TINY = ModelSpec(
     name="tiny", layers=2, moe_layers=2, hidden=32, experts=8, top_k=2, expert_width=16, shared_width=0, dense_width=0,

@@ -3,8 +3,8 @@
 import pytest
 
 from janus.scale import Cluster, Efficiency, Hardware, LatencyModel, ModelSpec
-from janus.scale.memory import attention_capacity, expert_slots, gate_bytes, request_bytes, slot_bytes
-from janus.scale.prefill import Prefill
+from janus.scale.search.memory import attention_capacity, expert_slots, gate_bytes, request_bytes, slot_bytes
+from janus.scale.timing.prefill import Prefill
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 
 from janus import Placement
 from janus.scale import Cluster, ModelSpec
-from janus.scale.migration import Migration, Pools
+from janus.scale.online.migration import Migration, Pools
 
 NIC = 50e9  # bytes/s of one H100's card
 

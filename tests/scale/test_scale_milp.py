@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from janus import JanusError
 from janus.scale import Cluster, Hardware, LatencyModel, plan
-from janus.scale import milp as milp_module
-from janus.scale.milp import Limits, Master, solve
-from janus.scale.solve import evaluate, pick, search
-from janus.scale.solvers import minimise, solver_name
+from janus.scale.search import milp as milp_module
+from janus.scale.search.milp import Limits, Master, solve
+from janus.scale.search.solve import evaluate, pick, search
+from janus.scale.search.solvers import minimise, solver_name
 
 pytest.importorskip("pulp")
 
@@ -198,7 +198,7 @@ def test_headroom_is_for_the_rate_and_the_lengths(olmoe, small_cluster, skewed):
 
 
 def test_without_pulp_the_remedy_is_told(monkeypatch):
-    monkeypatch.setattr("janus.scale.solvers.find_spec", lambda name: None)
+    monkeypatch.setattr("janus.scale.search.solvers.find_spec", lambda name: None)
     with pytest.raises(JanusError, match="exhaustive"):
         solver_name("HiGHS")
 

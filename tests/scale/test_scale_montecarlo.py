@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from janus import RoutingTrace
 from janus.scale import ActivationTable
-from janus.scale.activation import analytic_bound
-from janus.scale.batches import Routing, inclusion
-from janus.scale.montecarlo import MonteCarlo, Seen, summary
+from janus.scale.activation.batches import Routing, inclusion
+from janus.scale.activation.montecarlo import MonteCarlo, Seen, summary
+from janus.scale.activation.table import analytic_bound
 
 
 def test_the_summary_by_hand():

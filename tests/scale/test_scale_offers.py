@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_days import day
 
-from janus.scale.offers import offers
-from janus.scale.report import rows as compared
-from janus.scale.scores import best, kept, rows
+from janus.scale.days.scores import best, kept, rows
+from janus.scale.plans.offers import offers
+from janus.scale.plans.report import rows as compared
 
 
 def with_price(p, usd):

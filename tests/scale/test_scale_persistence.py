@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from janus.scale.persistence import MOST, Persistence
+from janus.scale.online.persistence import MOST, Persistence
 
 
 def taken(wanted, swung=True):

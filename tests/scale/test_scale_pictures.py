@@ -17,7 +17,7 @@ from janus.scale.pictures.breakdown import breakdown, parts
 from janus.scale.pictures.canvas import INK, MUTED, PAPER, inline_svg
 from janus.scale.pictures.days import days
 from janus.scale.pictures.space import _edge, grids, per_gpu, space
-from janus.scale.solve import CONSTRAINTS, search
+from janus.scale.search.solve import CONSTRAINTS, search
 
 pytest.importorskip("matplotlib")
 

@@ -9,10 +9,10 @@ import pytest
 
 from janus import JanusError, Placement, RoutingTrace, Slo, Topology
 from janus.scale import Cluster, Hardware, ModelSpec, plan
-from janus.scale.colocated import colocated_step
 from janus.scale.pictures.space import grids
-from janus.scale.reference import judge
-from janus.scale.report import render
+from janus.scale.plans.report import render
+from janus.scale.search.colocated import colocated_step
+from janus.scale.search.reference import judge
 
 ARGS = {"demand": 3000, "slo": 20, "context": 400, "max_attention": 4, "max_experts": 5, "max_batch": 512}
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from janus import JanusError
 from janus.scale import Cluster, LatencyModel, ModelSpec, StepPoint, fitted_to, plan
-from janus.scale.latency import Activated
-from janus.scale.points import Prior, left_out
-from janus.scale.ridge import ridge
-from janus.scale.scaled import ScaledLatencyModel, StepTerms
+from janus.scale.timing.latency import Activated
+from janus.scale.timing.points import Prior, left_out
+from janus.scale.timing.ridge import ridge
+from janus.scale.timing.scaled import ScaledLatencyModel, StepTerms
 
 PAPER = [("1A6E", 64, 99), ("5A10E", 256, 170), ("2A6E", 256, 240), ("4A6E", 512, 340)]
 SURE = Prior(error=1e-6, scale=1e3, work_us=1e3)  # points that settle everything

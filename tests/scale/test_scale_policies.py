@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from janus.errors import JanusError
-from janus.scale.decisions import Observation
-from janus.scale.policies import named
-from janus.scale.policy import POLICIES, check_policy
-from janus.scale.staging import staged
-from janus.scale.workload import Workload
+from janus.scale.days.policies import named
+from janus.scale.days.policy import POLICIES, check_policy
+from janus.scale.days.staging import staged
+from janus.scale.days.workload import Workload
+from janus.scale.online.decisions import Observation
 from janus.types import RequestTrace, Slo
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from janus.scale import Cluster, Efficiency, Hardware, LatencyModel, ModelSpec
-from janus.scale.prefill import Prefill
+from janus.scale.timing.prefill import Prefill
 
 
 def share(name, length, n_a=1, n_e=1, **changed):

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from janus import JanusError, RoutingTrace
 from janus.scale import Breakdown, LatencyModel, ScalePlan, plan
-from janus.scale.memory import attention_capacity
-from janus.scale.prefill import Prefill
-from janus.scale.report import notes, render, rows
-from janus.scale.solve import CONSTRAINTS, Candidate, evaluate, pick, search
+from janus.scale.plans.report import notes, render, rows
+from janus.scale.search.memory import attention_capacity
+from janus.scale.search.solve import CONSTRAINTS, Candidate, evaluate, pick, search
+from janus.scale.timing.prefill import Prefill
 
 MIXED = {"demand": 2300.0, "slo_ms": 20.0, "max_batch": 40, "context": 4000.0}  # every constraint rejects somebody
 

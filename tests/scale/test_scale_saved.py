@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from janus import JanusError
-from janus.scale import SavedPlan, plan, saved
-from janus.scale.plan_fields import CHECKS
+from janus.scale import SavedPlan, plan
+from janus.scale.plans import saved
+from janus.scale.plans.plan_fields import CHECKS
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import itertools
 import pytest
 
 from janus.scale import Cluster, LatencyModel, ModelSpec
-from janus.scale.latency import Activated
-from janus.scale.scaled import ScaledExchange, ScaledLatencyModel, StepTerms
+from janus.scale.timing.latency import Activated
+from janus.scale.timing.scaled import ScaledExchange, ScaledLatencyModel, StepTerms
 
 
 class Saturated:

@@ -15,7 +15,7 @@ from silicon_cases import METHODS, Cases, cross, errors, regression, score, tabl
 
 from janus.errors import JanusError
 from janus.scale import EngineModel
-from janus.scale.silicon import COLUMNS, distinct, read_silicon
+from janus.scale.engine.silicon import COLUMNS, distinct, read_silicon
 
 ROW = {
     "id": "a", "backend": "vllm", "backend_version": "0.18.0", "model_path": "openai/gpt-oss-120b", "system": "h200_sxm",

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from janus.errors import JanusError
 from janus.scale import simulate
-from janus.scale.decisions import Decision
-from janus.scale.playing import play
-from janus.scale.policy import POLICIES
-from janus.scale.reference_simulate import replay
-from janus.scale.stage import Layout
-from janus.scale.staging import staged
+from janus.scale.days.playing import play
+from janus.scale.days.policy import POLICIES
+from janus.scale.days.reference import replay
+from janus.scale.days.stage import Layout
+from janus.scale.days.staging import staged
+from janus.scale.online.decisions import Decision
 from janus.types import RequestTrace, Slo
 
 SMALL = {"max_attention": 4, "max_experts": 6, "max_batch": 96, "tiers": (4, 8), "window_s": 2.0, "start_s": 0.7}
@@ -43,7 +43,7 @@ def stage_of(olmoe, small_cluster, skewed):
     first = staged(one, POLICIES, olmoe, small_cluster, Slo(20), skewed(16, 64), SMALL)
 
     def make(requests, **other):
-        from janus.scale.workload import Workload
+        from janus.scale.days.workload import Workload
 
         return replace(first, requests=requests, load=Workload.of(requests, SMALL["window_s"]), **other)
 
@@ -208,7 +208,7 @@ def test_what_still_waits_is_part_of_the_demand(stage_of):
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_named_policy_serves_a_trace_and_agrees_with_the_plain_simulator(stage_of, name):
-    from janus.scale.policies import named
+    from janus.scale.days.policies import named
 
     rng = np.random.default_rng(0)
     rows = [

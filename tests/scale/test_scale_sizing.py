@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from janus.scale.littles_law import crossing, meeting, turning
-from janus.scale.policy import POLICIES
-from janus.scale.sizing import BALANCED, Need, Sizer
-from janus.scale.solve import pick, search
-from janus.scale.staging import staged
+from janus.scale.days.littles_law import crossing, meeting, turning
+from janus.scale.days.policy import POLICIES
+from janus.scale.days.sizing import BALANCED, Need, Sizer
+from janus.scale.days.staging import staged
+from janus.scale.search.solve import pick, search
 from janus.types import RequestTrace, Slo
 
 NEEDS = st.builds(

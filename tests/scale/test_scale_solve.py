@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus.scale import Cluster, Hardware, ModelSpec, plan
-from janus.scale.reference import judge
-from janus.scale.solve import fixed_point
+from janus.scale.search.reference import judge
+from janus.scale.search.solve import fixed_point
 
 
 @given(

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from janus.comm.cost import CostModel
 from janus.scale import Cluster, Efficiency, Hardware, LatencyModel, ModelSpec
-from janus.scale.colocated import _capacity, _exchange_s, colocated_step
-from janus.scale.exchange import ExchangeCost
-from janus.scale.latency import Activated
 from janus.scale.model import AttentionSpec
+from janus.scale.search.colocated import _capacity, _exchange_s, colocated_step
+from janus.scale.timing.exchange import ExchangeCost
+from janus.scale.timing.latency import Activated
 
 # H = 1000: attention 4 million parameters, an expert 0.3, the shared one 0.6, a dense layer 6, head and embedding 5 each
 TOY = ModelSpec(

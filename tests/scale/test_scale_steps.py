@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from janus.scale.reference import step_ms
-from janus.scale.solve import evaluate
-from janus.scale.steps import Steps, deviations
+from janus.scale.search.reference import step_ms
+from janus.scale.search.solve import evaluate
+from janus.scale.search.steps import Steps, deviations
 
 
 @given(st.floats(50, 99.9), st.integers(1, 64))

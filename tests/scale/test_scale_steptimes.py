@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from janus.scale import Cluster, ModelSpec
-from janus.scale.colocated import colocated_step
-from janus.scale.policy import POLICIES
-from janus.scale.staging import staged
-from janus.scale.stepping import attention_ms, line, piece
-from janus.scale.steptimes import CONTEXTS, between, knots
+from janus.scale.days.policy import POLICIES
+from janus.scale.days.staging import staged
+from janus.scale.days.stepping import attention_ms, line, piece
+from janus.scale.days.steptimes import CONTEXTS, between, knots
+from janus.scale.search.colocated import colocated_step
 from janus.types import RequestTrace, Slo
 
 # Tables are linear between batches that grow by up to a half; a_max is linear in log B, and the exchange has jumps where

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from janus import JanusError
-from janus.scale import ActivationTable, store
-from janus.scale.store import Store, code, default_folder, digest
+from janus.scale import ActivationTable
+from janus.scale.activation import store
+from janus.scale.activation.store import Store, code, default_folder, digest
 
 ARRAYS = {"a": np.arange(6, dtype=np.int32).reshape(2, 3), "b": np.array([0.5])}
 

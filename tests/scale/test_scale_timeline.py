@@ -7,8 +7,8 @@ import pytest
 
 from janus.errors import JanusError
 from janus.scale import Cluster, Hardware, simulate
+from janus.scale.days.timeline import COLUMNS, DECODE_ONLY, request_tpot_ms
 from janus.scale.pictures import draw_days
-from janus.scale.timeline import COLUMNS, DECODE_ONLY, request_tpot_ms
 from janus.types import RequestTrace, Slo
 
 OPTIONS = {"max_attention": 3, "max_experts": 4, "max_batch": 64, "tiers": (4, 8), "window_s": 1.0, "start_s": 0.1}

@@ -100,7 +100,7 @@ def print_plan(found: ScalePlan, explain: Sequence[str], as_json: bool) -> None:
     if as_json:
         print(json.dumps({**found.to_dict(), "explain": reasons}))
         return
-    from janus.scale.report import render
+    from janus.scale.plans.report import render
 
     if sys.stdout.isatty():
         from rich.console import Console

@@ -12,8 +12,8 @@ from janus.cli.inputs import clusters_of, routing_of, shares
 from janus.cli.progress import progress
 from janus.cli.trace import load_requests
 from janus.scale import ModelSpec, simulate
+from janus.scale.days.scores import best, rows
 from janus.scale.hardware import positive
-from janus.scale.scores import best, rows
 from janus.types import RequestTrace, Slo
 from janus.types.files import write_text
 

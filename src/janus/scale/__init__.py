@@ -10,44 +10,44 @@ from typing import TYPE_CHECKING
 from janus.lazy import on_first_use
 
 if TYPE_CHECKING:
-    from janus.scale.activation import ActivationTable
+    from janus.scale.activation.table import ActivationTable
     from janus.scale.api import plan
-    from janus.scale.autoscaler import Autoscaler
-    from janus.scale.decisions import Decision, Observation
-    from janus.scale.engine import EngineCoefficients, EngineModel
-    from janus.scale.engine_config import EngineConfig
+    from janus.scale.days.simulation import simulate
+    from janus.scale.days.timeline import Timeline
+    from janus.scale.engine.config import EngineConfig
+    from janus.scale.engine.model import EngineCoefficients, EngineModel
     from janus.scale.hardware import Cluster, Hardware
-    from janus.scale.latency import Breakdown, Efficiency, LatencyModel
     from janus.scale.model import ModelSpec
-    from janus.scale.points import StepPoint, fitted_to
-    from janus.scale.result import ScalePlan
-    from janus.scale.saved import SavedPlan
-    from janus.scale.simulation import simulate
-    from janus.scale.timeline import Timeline
-    from janus.scale.tuning import Tuning
+    from janus.scale.online.autoscaler import Autoscaler
+    from janus.scale.online.decisions import Decision, Observation
+    from janus.scale.online.tuning import Tuning
+    from janus.scale.plans.result import ScalePlan
+    from janus.scale.plans.saved import SavedPlan
+    from janus.scale.timing.latency import Breakdown, Efficiency, LatencyModel
+    from janus.scale.timing.points import StepPoint, fitted_to
 
 _HOME = {
-    "ActivationTable": ".activation",
-    "Autoscaler": ".autoscaler",
-    "Breakdown": ".latency",
+    "ActivationTable": ".activation.table",
+    "Autoscaler": ".online.autoscaler",
+    "Breakdown": ".timing.latency",
     "Cluster": ".hardware",
-    "Decision": ".decisions",
-    "Efficiency": ".latency",
-    "EngineCoefficients": ".engine",
-    "EngineConfig": ".engine_config",
-    "EngineModel": ".engine",
+    "Decision": ".online.decisions",
+    "Efficiency": ".timing.latency",
+    "EngineCoefficients": ".engine.model",
+    "EngineConfig": ".engine.config",
+    "EngineModel": ".engine.model",
     "Hardware": ".hardware",
-    "LatencyModel": ".latency",
+    "LatencyModel": ".timing.latency",
     "ModelSpec": ".model",
-    "Observation": ".decisions",
-    "ScalePlan": ".result",
-    "SavedPlan": ".saved",
-    "Timeline": ".timeline",
-    "StepPoint": ".points",
-    "fitted_to": ".points",
-    "Tuning": ".tuning",
+    "Observation": ".online.decisions",
+    "ScalePlan": ".plans.result",
+    "SavedPlan": ".plans.saved",
+    "Timeline": ".days.timeline",
+    "StepPoint": ".timing.points",
+    "fitted_to": ".timing.points",
+    "Tuning": ".online.tuning",
     "plan": ".api",
-    "simulate": ".simulation",
+    "simulate": ".days.simulation",
 }
 
 __all__ = [

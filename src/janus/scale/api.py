@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from janus.errors import known
-from janus.scale.batches import Routing
-from janus.scale.colocated import Colocated, colocated_optimum
+from janus.scale.activation.batches import Routing
 from janus.scale.hardware import Cluster
-from janus.scale.latency import LatencyModel
 from janus.scale.model import ModelSpec
-from janus.scale.problems import METHODS, Headroom, Options, ask, measured_at, problems
-from janus.scale.result import ScalePlan
-from janus.scale.solve import Candidate, Problem, pick, search
+from janus.scale.plans.result import ScalePlan
+from janus.scale.search.colocated import Colocated, colocated_optimum
+from janus.scale.search.problems import METHODS, Headroom, Options, ask, measured_at, problems
+from janus.scale.search.solve import Candidate, Problem, pick, search
+from janus.scale.timing.latency import LatencyModel
 from janus.types import Placement, RoutingTrace, Slo
 
 Found = tuple[tuple[Problem, ...], tuple[Candidate, ...], Candidate | None, str]
@@ -84,7 +84,7 @@ def _refined(found: tuple[Problem, ...], method: str, options: Options) -> Found
     """Search; while the best pair rests on an interpolated a_max, measure its pool size and look again."""
     while True:
         if method == "milp":
-            from janus.scale.milp import Limits, solve
+            from janus.scale.search.milp import Limits, solve
 
             limits = Limits(options.get("solver", "auto"), options.get("time_limit_s"))
             candidates, best, proof = solve(found, limits)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from janus.scale.days.scores import Scored, best, kept, rows
 from janus.scale.html.page import Markup, cards, definitions, listing, origin, page, picture, section, table
 from janus.scale.html.words import GLOSSARY, synthetic_notice
 from janus.scale.pictures import days
 from janus.scale.pictures.canvas import inline_svg
-from janus.scale.scores import Scored, best, kept, rows
 
 COUNTED = (
     "GPU-hours count every GPU of every pool from its start-up to its end, busy or not.",

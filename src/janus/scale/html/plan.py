@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 from janus.scale.html.page import Markup, cards, definitions, listing, origin, page, picture, section, table, tag
 from janus.scale.html.words import ASSUMPTIONS, GLOSSARY, RULES, synthetic_notice
-from janus.scale.offers import Offer, offers
 from janus.scale.pictures import PICTURES
 from janus.scale.pictures.breakdown import NAMES, parts
 from janus.scale.pictures.canvas import inline_svg
 from janus.scale.pictures.space import same_kinds
-from janus.scale.report import notes, rows
+from janus.scale.plans.offers import Offer, offers
+from janus.scale.plans.report import notes, rows
 
 if TYPE_CHECKING:
-    from janus.scale.result import ScalePlan
-    from janus.scale.solve import Candidate
+    from janus.scale.plans.result import ScalePlan
+    from janus.scale.search.solve import Candidate
 
 MOST_PAIRS = 20
 

@@ -17,7 +17,7 @@ from janus.scale.pictures.days import Day, days
 from janus.scale.pictures.space import space
 
 if TYPE_CHECKING:
-    from janus.scale.result import ScalePlan
+    from janus.scale.plans.result import ScalePlan
 
 PICTURES: dict[str, Callable[[ScalePlan], Any]] = {"space": space, "breakdown": breakdown, "activation": activation}
 

@@ -9,8 +9,8 @@ import numpy as np
 from janus.scale.pictures.canvas import INK, LINES, MUTED, figure
 
 if TYPE_CHECKING:
-    from janus.scale.activation import ActivationTable
-    from janus.scale.result import ScalePlan
+    from janus.scale.activation.table import ActivationTable
+    from janus.scale.plans.result import ScalePlan
 
 MOST_CURVES = 5
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from janus.scale.pictures.canvas import INK, LIMIT, PAPER, PARTS, figure
 
 if TYPE_CHECKING:
-    from janus.scale.result import ScalePlan
+    from janus.scale.plans.result import ScalePlan
 
 NAMES = {
     "attention": "attention, shared experts",

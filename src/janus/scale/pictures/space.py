@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from janus.scale.pictures.canvas import ALONE, INK, LIMIT, MUTED, ON_DATA, PAPER, SPLIT, figure
-from janus.scale.solve import CONSTRAINTS
+from janus.scale.search.solve import CONSTRAINTS
 
 if TYPE_CHECKING:
-    from janus.scale.result import ScalePlan
-    from janus.scale.solve import Candidate
+    from janus.scale.plans.result import ScalePlan
+    from janus.scale.search.solve import Candidate
 
 Grid = npt.NDArray[np.float64]
 _REASONS = (

@@ -1,0 +1,1 @@
+"""How many experts a batch activates: batches drawn, placed, balanced, counted and kept."""

@@ -1,0 +1,1 @@
+"""Step times of engines that hold attention and experts on the same GPUs, tensor parallelism included."""

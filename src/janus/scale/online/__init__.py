@@ -1,0 +1,1 @@
+"""The online loop: observations in, decisions out."""

@@ -1,0 +1,1 @@
+"""What the planner hands back: the plan, its file, its words and numbers."""

@@ -1,0 +1,1 @@
+"""How long a step takes: parts, the exchange, files, and what whole steps teach."""
