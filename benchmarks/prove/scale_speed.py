@@ -95,10 +95,11 @@ def main() -> None:
     what = f"DeepSeek-V3 on H200, up to {limit} + {limit} GPUs"
     note = f"numba's cache empty too; processor {compiled['cpu_s']:.1f} s; no bar: once per installation"
     worst = max(p["worst"] for p in cold)
+    loose = 10 if args.sample else 1  # a sample shows that it works, on machines that do other things too
     report([
-        timed(f"cold plan of {what}", cold, COLD_S),
-        timed("plan at another demand, same process", same, WARM_S),
-        timed("plan at another demand, new process that finds the cache folder", new, WARM_S),
+        timed(f"cold plan of {what}", cold, loose * COLD_S),
+        timed("plan at another demand, same process", same, loose * WARM_S),
+        timed("plan at another demand, new process that finds the cache folder", new, loose * WARM_S),
         figure("first plan ever, compiling", round(compiled["wall_s"], 1), "stated", True, "s", note),
         figure("largest standard error of an a_max of the table, relative", round(worst, 4), f"<= {RELATIVE:g}",
                worst <= RELATIVE, "", f"{cold[0]['rows']} pool sizes, 4 of 24 layers measured, 16 batches each"),
