@@ -52,7 +52,12 @@ def agreement(found: ScalePlan, every: int) -> dict[str, Any]:
         if checked % 32 == 0:
             say(f"  {checked} candidates re-judged")
     return figure(
-        "candidates that the plain-loop reference judges otherwise", wrong, "== 0", wrong == 0, "", f"of {checked}; {found.verdict}; {found.routing}"
+        "candidates that the plain-loop reference judges otherwise",
+        wrong,
+        "== 0",
+        wrong == 0,
+        "",
+        f"of {checked}; {found.verdict}; {found.routing}",
     )
 
 
