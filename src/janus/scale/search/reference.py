@@ -125,6 +125,17 @@ def judge(p: Problem, n_a: int, n_e: int) -> Judged:
     return Judged(0, math.nan, "slo" if slow else "attention_memory" if room <= p.max_batch else "max_batch")
 
 
+def turns(p: Problem, n_a: int, n_e: int, B: int) -> bool:
+    """Does Little's law turn at B: f(B) >= 0, and f(B - 1) < 0 unless B is 1? Times that fall a little turn it often."""
+    share = p.prefill.share(p.latency, n_a, n_e) if p.prefill else 0.0
+
+    def surplus(batch: int) -> float:
+        assert p.demand is not None
+        return batch - p.demand * step_ms(p, n_a, n_e, batch) / (1 - share) / 1e3
+
+    return surplus(B) >= -1e-9 and (B == 1 or surplus(B - 1) < 1e-9)
+
+
 def _above(percentile: float, instances: int) -> float:
     """z with Phi(z)^instances = percentile, at least 0, by halving an interval."""
     low, high = 0.0, 10.0
