@@ -152,8 +152,14 @@ def fixed_points(step_ms: Callable[[Ints, Ints], npt.NDArray[Any]], demand: floa
         [20, 0]
     """
     low, high = np.zeros_like(most), np.ones_like(most)  # f(low) < 0 where low > 0
-    found = np.zeros(len(most), dtype=bool)
     open_ = np.arange(len(most))
+    alone = demand * step_ms(open_, high) / 1e3
+    found = high >= alone
+    # no step is shorter than that of one request: f < 0 at every power of two below demand * TPOT(1)
+    low = np.where(found, low, np.minimum(2 ** np.floor(np.log2(np.maximum(alone, 1))).astype(most.dtype), most))
+    low = np.where(~found & (low >= alone), np.maximum(low // 2, 1), low)
+    high = np.where(found, high, np.minimum(2 * low, most))
+    open_ = np.flatnonzero(~found)
     while len(open_):
         crossed = high[open_] >= demand * step_ms(open_, high[open_]) / 1e3
         found[open_[crossed]] = True
