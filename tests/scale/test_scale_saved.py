@@ -105,7 +105,7 @@ def test_a_field_of_another_type_is_refused(good, name):
         (("pick", "gpus"), 99, "pick.gpus must be"),
         (("pick", "breakdown", "moe"), -1, "pick.breakdown.moe"),
         (("colocated", "copies"), 7, "colocated.gpus must be"),
-        (("candidates",), [], "candidates must be a list"),
+        (("candidates",), {}, "candidates must be a list"),
         (("candidates", 3, "n_e"), "4", "candidates[3].n_e"),
         (("candidates", 0, "detail"), None, "candidates[0].detail"),
         (("rejections", "slo"), -2, "rejections.slo"),

@@ -81,8 +81,8 @@ def per_gpu(plan: ScalePlan) -> Grid:
 
 
 def same_kinds(plan: ScalePlan) -> list[Candidate]:
-    """The candidates with the types of GPU of the pick, or, without one, of the first."""
-    kinds = (plan.pick or plan.candidates[0]).kinds
+    """The candidates with the types of GPU of the pick, or, without one, of the first pair of types."""
+    kinds = plan.pick.kinds if plan.pick else plan.problem.kinds
     return [c for c in plan.candidates if c.kinds == kinds]
 
 

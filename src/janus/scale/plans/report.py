@@ -62,7 +62,7 @@ def notes(plan: ScalePlan) -> list[str]:
         "prefill is NOT counted (done elsewhere)" if plan.prefill == "elsewhere" else "prefill is counted (same GPUs)"
     )
     lines = [
-        f"{p.latency.model.name} on {p.latency.cluster.gpu.name}; {asked}; context {p.context:g} tokens; {prompts}.",
+        f"{p.latency.model.name} on {_hardware(plan)}; {asked}; context {p.context:g} tokens; {prompts}.",
         f"SLO: P{plan.slo.percentile:g} of TPOT <= {plan.slo.tpot_ms:g} ms; KV lengths vary by {p.context_cv:.0%}.",
         f"Activated experts measured on {plan.routing}; balancer {p.table.method!r}. {times(plan)}",
     ]
@@ -74,12 +74,22 @@ def notes(plan: ScalePlan) -> list[str]:
 
 
 def times(plan: ScalePlan) -> str:
-    """In a sentence, whether the times were measured."""
-    told = plan.problem.latency.provenance
-    how = {part: source.partition(":")[0] for part, source in told.items()}
+    """In a sentence, whether the times were measured, and what was fitted on top."""
+    latency = plan.problem.latency
+    how = {part: source.partition(":")[0] for part, source in latency.provenance.items()}
+    more = f"; {latency.remark}" if latency.remark else ""
     if set(how.values()) <= {"roofline"}:
-        return "Times: roofline, not measured."
-    return f"Times: {', '.join(f'{part} {source}' for part, source in how.items())}."
+        return f"Times: roofline, not measured{more}."
+    return f"Times: {', '.join(f'{part} {source}' for part, source in how.items())}{more}."
+
+
+def _hardware(plan: ScalePlan) -> str:
+    """The GPUs of both pools; where there was a choice and nothing is feasible, all that were tried."""
+    tried = [plan.problem] if plan.feasible else plan.problems
+    attention, experts = (list(dict.fromkeys(p.kinds[side] for p in tried)) for side in (0, 1))
+    if attention == experts:
+        return " or ".join(attention)
+    return f"{' or '.join(attention)} (attention) and {' or '.join(experts)} (experts)"
 
 
 def _plain(plan: ScalePlan) -> str:
