@@ -45,7 +45,8 @@ def headline(plan: ScalePlan) -> str:
     """The verdict in a few words."""
     split, alone = offers(plan)
     if split is None and alone is None:
-        return "No deployment meets the objective"
+        undecided = plan.binding == "time_limit"
+        return "No deployment was found in time" if undecided else "No deployment meets the objective"
     if plan.disaggregate:
         assert plan.pick is not None
         of = [f" ({kind})" if len(set(plan.pick.kinds)) > 1 else "" for kind in plan.pick.kinds]
@@ -64,12 +65,27 @@ def lead(plan: ScalePlan) -> str:
     goal = f"To serve {asked} with at most {plan.slo.tpot_ms:g} ms per output token for {whom}"
     if split is None and alone is None:
         rule = RULES.get(plan.binding, plan.binding)
+        if plan.binding == "time_limit":
+            return f"{goal}, nothing was found in the time there was: {rule}."
         return f"{goal}, no pools up to {_searched(plan)} suffice. What stands in the way: {rule}."
     if split is None or alone is None:
         have, name, other = (split, "split", "unsplit") if split else (alone, "unsplit", "split")
         assert have is not None
-        return f"{goal}, the model needs {have.gpus} GPUs {name}; {other} there is no deployment that meets it."
-    return f"{goal}, the model needs {split.gpus} GPUs split and {alone.gpus} unsplit{_difference(split, alone)}."
+        return f"{goal}, the model needs {_gpus(have.gpus)} {name}; {_none(plan, other)}."
+    return f"{goal}, the model needs {_gpus(split.gpus)} split and {alone.gpus} unsplit{_difference(split, alone)}."
+
+
+def _gpus(number: int) -> str:
+    return f"{number} GPU{'s' if number > 1 else ''}"
+
+
+def _none(plan: ScalePlan, name: str) -> str:
+    """That one of the two ways has no deployment, and why, where the plan knows."""
+    if name == "unsplit":
+        return "unsplit there is no deployment that meets it"
+    rule = RULES.get(plan.binding, plan.binding)
+    found = "was found" if plan.binding == "time_limit" else "meets it"
+    return f"split, no deployment {found}: {rule}"
 
 
 def _difference(split: Offer, alone: Offer) -> str:
@@ -113,6 +129,7 @@ def _cards(plan: ScalePlan) -> Markup:
     ours, other = (split, alone) if plan.disaggregate else (alone, split)
     if ours is None:
         return Markup()
+    without = "not found in time" if plan.binding == "time_limit" else "not feasible"
     names = ("unsplit", "split") if plan.disaggregate else ("split", "unsplit")
     lines = [("GPUs", str(ours.gpus), str(other.gpus) if other else "")]
     if ours.usd_per_hour is not None:
@@ -126,7 +143,7 @@ def _cards(plan: ScalePlan) -> Markup:
     lines.append(
         ("output tokens/s per GPU", f"{ours.tokens_per_gpu_s:,.0f}", f"{other.tokens_per_gpu_s:,.0f}" if other else "")
     )
-    return cards((what, mine, f"{names[0]}: {theirs or 'not feasible'}") for what, mine, theirs in lines)
+    return cards((what, mine, f"{names[0]}: {theirs or without}") for what, mine, theirs in lines)
 
 
 def _dollars(value: float | None) -> str:
@@ -174,7 +191,7 @@ def _space_caption(plan: ScalePlan) -> str:
 def _rejections(plan: ScalePlan) -> Markup:
     lines = [(name, f"{count:,}", RULES.get(name, "")) for name, count in plan.rejections.items()]
     if not lines:
-        return tag("p", "Every pair that was tried meets every rule.")
+        return tag("p", "Every pair that was tried meets every rule." if plan.candidates else "No pair was tried.")
     return table(
         "Pairs that fell out, counted under the first rule they break.",
         ("rule", "pairs", "what it says"),

@@ -53,7 +53,8 @@ def space(plan: ScalePlan) -> Any:
         axes.set(xlabel="expert instances", ylabel="attention instances", xlim=extent[:2], ylim=extent[2:])
         for axis in (axes.xaxis, axes.yaxis):
             axis.get_major_locator().set_params(integer=True)
-        made.legend(loc="outside lower center", ncols=3)
+        if axes.get_legend_handles_labels()[0]:
+            made.legend(loc="outside lower center", ncols=3)
     return made
 
 
