@@ -329,7 +329,7 @@ def course_figures(few: bool) -> list[dict[str, Any]]:
         names = list(course.workloads)
         made = course.scaler(names[0])
         for what, order in sequences(names).items():
-            if what not in (("step", "alternating") if few else COURSES[course.spec.name]):
+            if what not in (("step", "cycle") if few else COURSES[course.spec.name]):
                 continue
             result = course.run(order, copy.deepcopy(made))
             for policy, (seconds, _) in result.items():

@@ -82,7 +82,8 @@ def main() -> None:
     cold, same, new = [], [], []
     with tempfile.TemporaryDirectory() as temp:
         # compile first, so that the runs find numba's cache
-        compiled = run(Path(temp) / "first", DEMANDS[:1], limit, Path(temp) / "numba")["plans"][0]
+        empty = None if args.sample else Path(temp) / "numba"
+        compiled = run(Path(temp) / "first", DEMANDS[:1], limit, empty)["plans"][0]
         run(Path(temp) / "again", DEMANDS[:1], limit)
         for i in range(repeats):
             folder = Path(temp) / str(i)
@@ -93,12 +94,13 @@ def main() -> None:
             same.append(first["plans"][1])
             new += second["plans"]
     what = f"DeepSeek-V3 on H200, up to {limit} + {limit} GPUs"
-    note = f"numba's cache empty too; processor {compiled['cpu_s']:.1f} s; no bar: once per installation"
+    note = f"numba's cache {'as it was' if args.sample else 'empty too'}; processor {compiled['cpu_s']:.1f} s; no bar: once per installation"
     worst = max(p["worst"] for p in cold)
+    loose = 10 if args.sample else 1  # a sample shows that it works, on machines that do other things too
     report([
-        timed(f"cold plan of {what}", cold, COLD_S),
-        timed("plan at another demand, same process", same, WARM_S),
-        timed("plan at another demand, new process that finds the cache folder", new, WARM_S),
+        timed(f"cold plan of {what}", cold, loose * COLD_S),
+        timed("plan at another demand, same process", same, loose * WARM_S),
+        timed("plan at another demand, new process that finds the cache folder", new, loose * WARM_S),
         figure("first plan ever, compiling", round(compiled["wall_s"], 1), "stated", True, "s", note),
         figure("largest standard error of an a_max of the table, relative", round(worst, 4), f"<= {RELATIVE:g}",
                worst <= RELATIVE, "", f"{cold[0]['rows']} pool sizes, 4 of 24 layers measured, 16 batches each"),

@@ -80,31 +80,35 @@ def test_infeasible_is_a_result(capsys):
 
 def test_defaults(planned):
     got = planned(*SHIPPED, *ASKED)
-    assert (got["demand"], got["context"], got["headroom"], got["prefill"]) == (2000.0, 300.0, 1.0, "elsewhere")
+    assert (got["demand"], got["context"], got["headroom"], got["prefill"]) == (2000.0, 300.0, (1.0, 1.0), "elsewhere")
     assert (got["slo"].tpot_ms, got["slo"].percentile) == (50.0, 99.0)
     assert (got["max_attention"], got["max_experts"]) == (2, 2)
-    assert (got["cluster"].gpu.name, got["cluster"].node_size, got["cluster"].inter_node_gbps) == ("h100-sxm", 8, 400.0)
-    assert "input_tokens" not in got
+    (cluster,) = got["cluster"]
+    assert (cluster.gpu.name, cluster.node_size, cluster.inter_node_gbps) == ("h100-sxm", 8, 400.0)
+    assert (got["objective"], got["method"], got["solver"], got["time_limit_s"]) == ("gpus", "exhaustive", "auto", None)
+    assert not {"input_tokens", "context_cv", "expert_cluster", "latency"} & set(got)
 
 
 def test_options_reach_the_planner(planned):
     got = planned(*SHIPPED, *ASKED, "--hardware", "h200-sxm", "--gpus-per-node", "4", "--inter-node-gbps", "200",
-                  "--headroom", "1.5", "--percentile", "95")  # fmt: skip
-    assert (got["cluster"].gpu.name, got["cluster"].node_size, got["cluster"].inter_node_gbps) == ("h200-sxm", 4, 200.0)
-    assert (got["headroom"], got["slo"].percentile) == (1.5, 95.0)
+                  "--headroom", "1.5", "--length-headroom", "1.2", "--percentile", "95", "--context-cv", "0.3",
+                  "--solver", "CBC", "--time-limit", "5")  # fmt: skip
+    (cluster,) = got["cluster"]
+    assert (cluster.gpu.name, cluster.node_size, cluster.inter_node_gbps) == ("h200-sxm", 4, 200.0)
+    assert (got["headroom"], got["slo"].percentile, got["context_cv"]) == ((1.5, 1.2), 95.0, 0.3)
+    assert (got["solver"], got["time_limit_s"]) == ("CBC", 5.0)
 
 
 def test_method_types_of_gpu_and_prices_reach_the_planner(planned):
     got = planned(*SHIPPED, *ASKED, "--method", "milp", "--expert-hardware", "h200-sxm", "--price", "h100-sxm=2",
-                  "--price", "h200-sxm=3.5", "--gpus-per-node", "4")  # fmt: skip
-    attention, experts = got["cluster"], got["expert_cluster"]
-    assert got["method"] == "milp"
+                  "--price", "h200-sxm=3.5", "--gpus-per-node", "4", "--objective", "usd")  # fmt: skip
+    (attention,), (experts,) = got["cluster"], got["expert_cluster"]
+    assert (got["method"], got["objective"]) == ("milp", "usd")
     assert (attention.gpu.name, attention.gpu.usd_per_hour, attention.node_size) == ("h100-sxm", 2.0, 4)
     assert (experts.gpu.name, experts.gpu.usd_per_hour, experts.node_size) == ("h200-sxm", 3.5, 4)
-    plain = planned(*SHIPPED, *ASKED)
-    assert plain["method"] == "exhaustive"
-    assert "expert_cluster" not in plain
-    assert plain["cluster"].gpu.usd_per_hour is None
+    both = planned(*SHIPPED, *ASKED, "--hardware", "h100-sxm", "--hardware", "b200-sxm")
+    assert [c.gpu.name for c in both["cluster"]] == ["h100-sxm", "b200-sxm"]
+    assert both["cluster"][0].gpu.usd_per_hour is None
 
 
 def test_a_report_says_how_to_get_it_again_and_what_it_costs(capsys, tmp_path):
@@ -123,6 +127,8 @@ def test_demand_and_context_from_requests(planned):
     trace = RequestTrace.load(sample("azure-conversation"))
     got = planned(*SHIPPED, "--requests", "azure-conversation", "--prefill", "attention")
     assert (got["demand"], got["context"]) == (trace.output_tokens_per_s, trace.mean_context)
+    assert got["context_cv"] == trace.context_cv
+    assert planned(*SHIPPED, "--requests", "azure-conversation", "--context-cv", "0")["context_cv"] == 0.0
     assert (got["prefill"], got["input_tokens"], got["output_tokens"]) == (
         "attention", trace.mean_input, trace.mean_output,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from janus import JanusError, RoutingTrace
 from janus.scale import Breakdown, LatencyModel, ScalePlan, plan
 from janus.scale.plans.report import notes, render, rows
 from janus.scale.search.memory import attention_capacity
-from janus.scale.search.solve import CONSTRAINTS, Candidate, evaluate, pick, search
+from janus.scale.search.solve import CONSTRAINTS, Candidate, evaluate, pick, search, searched_again
 from janus.scale.timing.prefill import Prefill
 
 MIXED = {"demand": 2300.0, "slo_ms": 20.0, "max_batch": 40, "context": 4000.0}  # every constraint rejects somebody
@@ -94,6 +94,20 @@ def test_a_slower_pair_of_as_many_gpus_is_told_so(small_plan):
     others = tuple(c for c in small_plan.candidates if c.name != same.name)
     p = replace(small_plan, candidates=(*others, same))
     assert f"as many GPUs as {p.pick.name}, whose TPOT is {p.tpot_ms:.1f} ms" in p.explain(same.name)
+
+
+def test_looking_again_after_a_measurement_is_searching_anew(small_plan):
+    """The small table measured 3 to 7 and 8; one without 5 and 6 interpolates there."""
+    p = small_plan.problem
+    rows = {pair: row for pair, row in p.table.rows.items() if pair[0] in (3, 7, 8)}
+    sparse = replace(p, table=replace(p.table, rows=rows))
+    before = search(sparse)
+    sparse = replace(sparse, table=sparse.table.extended([(5, p.slots)]))
+    again = searched_again(sparse, before, 5)
+    for got, want in zip(again, search(sparse), strict=True):
+        assert (got.name, got.rejected, got.batch) == (want.name, want.rejected, want.batch)
+        assert got.tpot_ms == pytest.approx(want.tpot_ms, nan_ok=True)
+    assert [c.tpot_ms for c in before if c.n_e in (4, 5, 6)] != [c.tpot_ms for c in again if c.n_e in (4, 5, 6)]
 
 
 def test_ties_go_to_the_lower_tpot_then_to_fewer_attention_instances():

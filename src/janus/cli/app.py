@@ -10,6 +10,23 @@ from typing import Annotated
 import typer
 
 import janus
+from janus.cli.options import (
+    Config,
+    ContextCv,
+    ExpertHardware,
+    Explain,
+    GpusPerNode,
+    HardwareChoice,
+    InterNodeGbps,
+    Json,
+    Latency,
+    Prefill,
+    Price,
+    Recording,
+    Report,
+    Routing,
+    Synthetic,
+)
 from janus.cli.trace_app import trace_app
 
 app = typer.Typer(
@@ -20,8 +37,6 @@ app = typer.Typer(
 )
 
 app.add_typer(trace_app)
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, errors included.")]
 
 
 def _version(wanted: bool) -> None:
@@ -87,48 +102,33 @@ def run(
 @app.command()
 def plan(
     typed: typer.Context,
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="Model folder, config.json, or a name: deepseek-v2.")],
+    config: Config,
     slo_ms: Annotated[float, typer.Option(help="Longest time per output token, ms, at --percentile.")],
-    routing: Annotated[str, typer.Option(help="Routing trace or expert counts; or gptoss20b-routing, shipped.")],
-    recording: Annotated[str | None, typer.Option(help="Which recording of a file of expert counts.")] = None,
-    synthetic: Annotated[
-        bool, typer.Option("--synthetic", help="Resample the popularity in --routing for this model, and say so.")
-    ] = False,
+    routing: Routing,
+    recording: Recording = None,
+    synthetic: Synthetic = False,
     requests: Annotated[str | None, typer.Option(help="Request trace; or azure-conversation, shipped.")] = None,
     demand: Annotated[float | None, typer.Option(help="Output tokens per second; default from --requests.")] = None,
     context: Annotated[float | None, typer.Option(help="Mean KV length, tokens; default from --requests.")] = None,
     percentile: Annotated[float, typer.Option(help="Of the requests that must keep the SLO.")] = 99.0,
-    context_cv: Annotated[
-        float | None, typer.Option(help="Spread of the KV lengths over their mean; default from --requests, or 0.6.")
-    ] = None,
+    context_cv: ContextCv = None,
     headroom: Annotated[float, typer.Option(help="Factor on the demand, >= 1.")] = 1.0,
     length_headroom: Annotated[float, typer.Option(help="Factor on the KV lengths, >= 1.")] = 1.0,
-    prefill: Annotated[
-        str, typer.Option(help="elsewhere, or attention: these GPUs also read the prompts.")
-    ] = "elsewhere",
-    hardware: Annotated[
-        list[str] | None,
-        typer.Option(help="h100-sxm (default), a100-sxm, h200-sxm, b200-sxm or gb200; repeated: a choice per pool."),
-    ] = None,
-    expert_hardware: Annotated[
-        list[str] | None, typer.Option(help="Of the expert pool; default the same. May be repeated.")
-    ] = None,
-    price: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=USD", help="Dollars per GPU-hour; may be repeated.")
-    ] = None,
-    gpus_per_node: Annotated[int | None, typer.Option(help="Default the hardware's.")] = None,
-    inter_node_gbps: Annotated[float | None, typer.Option(help="Network per GPU; default the hardware's.")] = None,
-    latency: Annotated[
-        Path | None, typer.Option(help="Measured times: a file of janus calibrate; default a roofline.")
-    ] = None,
+    prefill: Prefill = "elsewhere",
+    hardware: HardwareChoice = None,
+    expert_hardware: ExpertHardware = None,
+    price: Price = None,
+    gpus_per_node: GpusPerNode = None,
+    inter_node_gbps: InterNodeGbps = None,
+    latency: Latency = None,
     objective: Annotated[str, typer.Option(help="What to minimise: gpus, or usd (needs --price).")] = "gpus",
     method: Annotated[str, typer.Option(help="exhaustive, or milp.")] = "exhaustive",
     solver: Annotated[str, typer.Option(help="Of --method milp: auto, HiGHS or CBC.")] = "auto",
     time_limit: Annotated[float | None, typer.Option(help="Of --method milp, seconds: then the best so far.")] = None,
     max_attention: Annotated[int, typer.Option(help="Largest attention pool to try.")] = 64,
     max_experts: Annotated[int, typer.Option(help="Largest expert pool to try.")] = 64,
-    explain: Annotated[list[str] | None, typer.Option(help="Why (not) this pair, e.g. 1A5E; may be repeated.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Write one HTML page for whoever decides.")] = None,
+    explain: Explain = None,
+    report: Report = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the search space: png, svg or pdf.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write the plan as JSON.")] = None,
     as_json: Json = False,
@@ -157,11 +157,11 @@ def plan(
 
 @app.command()
 def calibrate(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="Model folder, config.json, or a name: deepseek-v2.")],
+    config: Config,
     save: Annotated[Path, typer.Option(help="Where to write the times, for janus plan --latency.")],
     hardware: Annotated[str, typer.Option(help="What this machine's GPU is; for peaks and memory.")] = "h100-sxm",
-    gpus_per_node: Annotated[int | None, typer.Option(help="Default the hardware's.")] = None,
-    inter_node_gbps: Annotated[float | None, typer.Option(help="Network per GPU; default the hardware's.")] = None,
+    gpus_per_node: GpusPerNode = None,
+    inter_node_gbps: InterNodeGbps = None,
     tables: Annotated[Path | None, typer.Option(help="Fit these kernel tables (CSV) instead of measuring.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     budget: Annotated[float, typer.Option(help="Seconds to measure for, about.")] = 60.0,
@@ -180,16 +180,14 @@ def calibrate(
 @app.command()
 def simulate(
     typed: typer.Context,
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="Model folder, config.json, or a name: deepseek-v2.")],
+    config: Config,
     slo_ms: Annotated[float, typer.Option(help="Longest time per output token, ms.")],
     requests: Annotated[
         list[str], typer.Option(help="Request trace; twice for ServeGen's rates and lengths; or azure-conversation.")
     ],
-    routing: Annotated[str, typer.Option(help="Routing trace or expert counts; or gptoss20b-routing, shipped.")],
-    recording: Annotated[str | None, typer.Option(help="Which recording of a file of expert counts.")] = None,
-    synthetic: Annotated[
-        bool, typer.Option("--synthetic", help="Resample the popularity in --routing for this model, and say so.")
-    ] = False,
+    routing: Routing,
+    recording: Recording = None,
+    synthetic: Synthetic = False,
     policy: Annotated[
         list[str] | None, typer.Option(help="janus, monolithic, megascale, xdeepserve or static; may be repeated.")
     ] = None,
@@ -202,13 +200,13 @@ def simulate(
         list[str] | None, typer.Option(metavar="POLICY=SHARE", help="Work a GPU gets done under a policy; repeatable.")
     ] = None,
     hardware: Annotated[str, typer.Option(help="a100-sxm, h100-sxm, h200-sxm, b200-sxm, gb200.")] = "h100-sxm",
-    price: Annotated[list[str] | None, typer.Option(metavar="NAME=USD", help="Dollars per GPU-hour.")] = None,
-    gpus_per_node: Annotated[int | None, typer.Option(help="Default the hardware's.")] = None,
-    inter_node_gbps: Annotated[float | None, typer.Option(help="Network per GPU; default the hardware's.")] = None,
+    price: Price = None,
+    gpus_per_node: GpusPerNode = None,
+    inter_node_gbps: InterNodeGbps = None,
     max_attention: Annotated[int, typer.Option(help="Largest attention pool.")] = 64,
     max_experts: Annotated[int, typer.Option(help="Largest expert pool.")] = 64,
     seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
-    report: Annotated[Path | None, typer.Option(help="Write one HTML page for whoever decides.")] = None,
+    report: Report = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the day: png, svg or pdf.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write every timeline as JSON.")] = None,
     as_json: Json = False,

@@ -12,7 +12,7 @@ from janus.cli.inputs import check_outputs, clusters_of, routing_of
 from janus.cli.progress import progress
 from janus.cli.trace import load_traces
 from janus.errors import JanusError
-from janus.scale import LatencyModel, ModelSpec, plan
+from janus.scale import Cluster, LatencyModel, ModelSpec, plan
 from janus.types import RequestTrace, Slo, Topology
 
 if TYPE_CHECKING:
@@ -68,23 +68,34 @@ def make_plan(
     arrivals = None if requests is None else _requests(requests)
     demand = _or_from(demand, "--demand", arrivals, "output_tokens_per_s")
     context = _or_from(context, "--context", arrivals, "mean_context")
-    if arrivals is not None:
-        lengths = {"input_tokens": arrivals.mean_input, "output_tokens": arrivals.mean_output}
-        options |= {**lengths, "context_cv": arrivals.context_cv}
-    elif options.get("prefill") == "attention":
-        raise JanusError("plan.requests", "--prefill attention needs the lengths of prompts; give --requests FILE")
-    if context_cv is not None:
-        options["context_cv"] = context_cv
-    named = list(dict.fromkeys([*hardware, *expert_hardware]))
-    found = dict(zip(named, clusters_of(named, price, gpus_per_node, inter_node_gbps), strict=True))
-    cluster = [found[name] for name in hardware]
-    if expert_hardware:
-        options["expert_cluster"] = [found[name] for name in expert_hardware]
+    options |= _lengths(arrivals, context_cv, options["prefill"])
+    cluster, theirs = _clusters(hardware, expert_hardware, price, gpus_per_node, inter_node_gbps)
+    if theirs:
+        options["expert_cluster"] = theirs
     if latency is not None:
         options["latency"] = LatencyModel.load(latency)
     with progress("measuring activated experts") as advance:
         options["progress"] = lambda done, total, what: advance(done / total)
         return plan(model, cluster, demand=demand, slo=slo, trace=trace, context=context, **options)
+
+
+def _lengths(arrivals: RequestTrace | None, context_cv: float | None, prefill: str) -> Json:
+    """What the planner is told of the requests' lengths beside their mean context."""
+    if arrivals is None and prefill == "attention":
+        raise JanusError("plan.requests", "--prefill attention needs the lengths of prompts; give --requests FILE")
+    found: Json = {} if context_cv is None else {"context_cv": context_cv}
+    if arrivals is None:
+        return found
+    means = {"input_tokens": arrivals.mean_input, "output_tokens": arrivals.mean_output}
+    return {"context_cv": arrivals.context_cv, **means, **found}
+
+
+def _clusters(
+    hardware: Sequence[str], expert_hardware: Sequence[str], *wiring: Any
+) -> tuple[list[Cluster], list[Cluster]]:
+    named = list(dict.fromkeys([*hardware, *expert_hardware]))
+    found = dict(zip(named, clusters_of(named, *wiring), strict=True))
+    return [found[name] for name in hardware], [found[name] for name in expert_hardware]
 
 
 def check_asked(explain: Sequence[str], *outputs: Path | None) -> None:

@@ -16,7 +16,7 @@ from janus.scale.model import ModelSpec
 from janus.scale.plans.result import ScalePlan
 from janus.scale.search.colocated import Colocated, colocated_optimum
 from janus.scale.search.problems import METHODS, Headroom, Options, ask, measured_at, problems
-from janus.scale.search.solve import Candidate, Problem, pick, search
+from janus.scale.search.solve import Candidate, Problem, pick, search, searched_again
 from janus.types import Placement, RoutingTrace, Slo
 
 Found = tuple[tuple[Problem, ...], tuple[Candidate, ...], Candidate | None, str]
@@ -81,6 +81,7 @@ def plan(
 
 def _refined(found: tuple[Problem, ...], method: str, options: Options) -> Found:
     """Search; while the best pair rests on an interpolated a_max, measure its pool size and look again."""
+    every = [search(problem) for problem in found] if method == "exhaustive" else []
     while True:
         if method == "milp":
             from janus.scale.search.milp import Limits, solve
@@ -88,12 +89,15 @@ def _refined(found: tuple[Problem, ...], method: str, options: Options) -> Found
             limits = Limits(options.get("solver", "auto"), options.get("time_limit_s"))
             candidates, best, proof = solve(found, limits)
         else:
-            candidates = tuple(c for problem in found for c in search(problem))
+            candidates = tuple(c for one in every for c in one)
             best, proof = pick(candidates, found[0].objective), "optimal: every pair was evaluated"
         slots = _problem_of(found, best).slots
         if best is None or (best.n_e, slots) in found[0].table.rows:
             return found, candidates, best, proof
         found = measured_at(found, best.n_e, slots)
+        if every:  # of the exhaustive search
+            both = zip(found, every, strict=True)
+            every = [searched_again(p, old, best.n_e) if p.slots == slots else old for p, old in both]
 
 
 def _problem_of(found: tuple[Problem, ...], best: Candidate | None) -> Problem:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class Problem:
     context_cv: float = 0.0
     objective: str = "gpus"
 
-    @property
+    @cached_property
     def capacity(self) -> int:
         """Requests one attention instance can hold."""
         return attention_capacity(self.latency.model, self.latency.cluster, self.context)
@@ -65,7 +66,7 @@ class Problem:
         """Times of this problem's steps."""
         return Steps(self.latency, self.table, self.slots, self.context, self.context_cv)
 
-    @property
+    @cached_property
     def kinds(self) -> tuple[str, str]:
         """Names of the GPUs of the attention and of the expert pool."""
         return self.latency.cluster.gpu.name, self.latency.expert_cluster.gpu.name
@@ -273,6 +274,18 @@ def search(problem: Problem) -> tuple[Candidate, ...]:
     """Every pair up to the largest pools, n_a outermost."""
     pairs = [(a, e) for a in range(1, problem.max_attention + 1) for e in range(1, problem.max_experts + 1)]
     return tuple(evaluate_all(problem, pairs))
+
+
+def searched_again(problem: Problem, before: Iterable[Candidate], n_e: int) -> tuple[Candidate, ...]:
+    """`search` after `n_e` was measured: pools between its measured neighbours were interpolated, the others stand."""
+    measured = [g for g, slots in problem.table.rows if slots == problem.slots and g != n_e]
+    low = max((g for g in measured if g < n_e), default=0)
+    high = min((g for g in measured if g > n_e), default=problem.max_experts + 1)
+    old = list(before)
+    again = [i for i, c in enumerate(old) if low < c.n_e < high]
+    for i, c in zip(again, evaluate_all(problem, [(old[i].n_a, old[i].n_e) for i in again]), strict=True):
+        old[i] = c
+    return tuple(old)
 
 
 def pick(candidates: Iterable[Candidate], objective: str = "gpus") -> Candidate | None:

@@ -31,7 +31,7 @@ def deviations(percentile: float, n_a: int) -> float:
 
     Example:
         >>> round(deviations(50.0, 1), 3), round(deviations(50.0, 8), 3), round(deviations(99.0, 1), 3)
-        (0.0, 1.383, 2.326)
+        (0.0, 1.385, 2.326)
     """
     return max(0.0, NormalDist().inv_cdf(min(percentile / 100, 0.9999) ** (1 / n_a)))
 
