@@ -10,6 +10,7 @@ from janus.scale import Cluster, Hardware, LatencyModel, ModelSpec, plan
 from janus.scale.kernels.fitted import KernelSet
 from janus.scale.search.colocated import colocated_step
 from janus.scale.timing.exchange import ExchangeCost
+from janus.scale.timing.one_type import on_one_type
 from janus.scale.timing.scaled import ScaledLatencyModel, StepTerms
 
 H200 = Hardware.preset("h200-sxm")
@@ -65,16 +66,16 @@ def test_one_type_of_two_keeps_what_was_given(olmoe, floor):
     a, e = Cluster("h200-sxm"), Cluster("a100-sxm")
     measured = ExchangeCost(CostModel({"in_node": 1e-6, "between_nodes": 4e-6}), 8)
     given = LatencyModel(olmoe, a, LatencyModel.roofline(olmoe, a).efficiency, measured, e, comm_floor_us=floor)
-    alone = given.on_one_type(e)
+    alone = on_one_type(given, e)
     assert (alone.cluster, alone.expert_cluster, alone.comm_floor_us) == (e, e, floor)
     assert alone.cost.model == measured.model
-    assumed = LatencyModel.roofline(olmoe, a, e).on_one_type(a)
+    assumed = on_one_type(LatencyModel.roofline(olmoe, a, e), a)
     assert assumed.cost.model == ExchangeCost.of(a).model  # not the slower network of the two
 
 
 def test_fitted_kernels_stay_fitted_on_one_type(made_up_tables):
     model, a, e = ModelSpec.from_config("deepseek-v3"), Cluster("h200-sxm"), Cluster("a100-sxm")
-    fitted = LatencyModel.fit(made_up_tables, model=model, cluster=a, expert_cluster=e).on_one_type(a)
+    fitted = on_one_type(LatencyModel.fit(made_up_tables, model=model, cluster=a, expert_cluster=e), a)
     plain = LatencyModel.fit(made_up_tables, model=model, cluster=a)
     assert fitted.provenance == plain.provenance
     assert fitted.comm_floor_us == plain.comm_floor_us

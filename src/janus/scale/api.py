@@ -17,6 +17,7 @@ from janus.scale.plans.result import ScalePlan
 from janus.scale.search.colocated import Colocated, colocated_optimum
 from janus.scale.search.problems import METHODS, Headroom, Options, ask, measured_at, problems
 from janus.scale.search.solve import Candidate, Problem, pick, search, searched_again
+from janus.scale.timing.one_type import on_one_type
 from janus.types import Placement, RoutingTrace, Slo
 
 Found = tuple[tuple[Problem, ...], tuple[Candidate, ...], Candidate | None, str]
@@ -115,7 +116,7 @@ def _colocated(found: tuple[Problem, ...]) -> Colocated | None:
 
 def _on_one_type(found: tuple[Problem, ...], cluster: Cluster) -> Problem:
     alike = (p for p in found if p.latency.cluster == p.latency.expert_cluster == cluster)
-    return next(alike, replace(found[0], latency=found[0].latency.on_one_type(cluster)))
+    return next(alike, replace(found[0], latency=on_one_type(found[0].latency, cluster)))
 
 
 def _placement(problem: Problem, best: Candidate) -> Placement:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from janus.errors import known
 from janus.scale.plans.offers import Offer, offers
+from janus.scale.timing.scaled import ScaledLatencyModel
 
 if TYPE_CHECKING:
     from janus.scale.plans.result import ScalePlan
@@ -81,7 +82,7 @@ def times(plan: ScalePlan) -> str:
     """In a sentence, whether the times were measured, and what was fitted on top."""
     latency = plan.problem.latency
     how = {part: source.partition(":")[0] for part, source in latency.provenance.items()}
-    more = f"; {latency.remark}" if latency.remark else ""
+    more = f"; {latency.explain()}" if isinstance(latency, ScaledLatencyModel) else ""
     if set(how.values()) <= {"roofline"}:
         return f"Times: roofline, not measured{more}."
     return f"Times: {', '.join(f'{part} {source}' for part, source in how.items())}{more}."

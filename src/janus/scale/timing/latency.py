@@ -195,20 +195,6 @@ class LatencyModel:
         again.cluster, again.expert_cluster = cluster, expert_cluster
         return again
 
-    def on_one_type(self, cluster: Cluster) -> LatencyModel:
-        """The same model of times where one type of GPU does both pools' work: for deployments that are not split."""
-        if self.kernels and "comm" in self.notes:  # links of the kernels' tables, as this type reaches them
-            return type(self).of_kernels(self.kernels, self.model, cluster, efficiency=self.efficiency)
-        assumed = self.cost.model == ExchangeCost.of(self.cluster, self.expert_cluster).model
-        cost = ExchangeCost.of(cluster) if assumed else ExchangeCost(self.cost.model, cluster.node_size)
-        fitted = self.kernels, self.comm_floor_us, self.notes
-        return LatencyModel(self.model, cluster, self.efficiency, cost, None, *fitted)
-
-    @property
-    def remark(self) -> str:
-        """What whole steps taught on top of the parts, "" when nothing did."""
-        return ""
-
     def save(self, path: str | Path) -> None:
         """Write everything as JSON, the measured points included.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from janus.scale.hardware import Cluster, Hardware
+from janus.scale.hardware import Hardware
 from janus.scale.timing.exchange import ExchangeCost, Link
 from janus.scale.timing.latency import Activated, LatencyModel
 
@@ -45,10 +45,6 @@ class ScaledLatencyModel(LatencyModel):
         super().__init__(base.model, base.cluster, base.efficiency, cost, base.expert_cluster, comm_floor_us=floor)
         self.base, self.terms, self.points = base, terms, tuple(points)
 
-    def on_one_type(self, cluster: Cluster) -> LatencyModel:
-        """As `LatencyModel.on_one_type`, scaled."""
-        return ScaledLatencyModel(self.base.on_one_type(cluster), self.terms, self.points)
-
     def pool_moe_us(self, active: Activated, B: float) -> float:
         """As `LatencyModel.pool_moe_us`, scaled, with `row_us`."""
         return self.moe_layer_us(active, B) + self.terms.row_us * B
@@ -74,11 +70,6 @@ class ScaledLatencyModel(LatencyModel):
         """As `LatencyModel.attention_side_us`, scaled, with `request_us`."""
         attention, shared, other = (self.terms.scale * us for us in self.base.attention_side_us(b, s_ctx))
         return attention + self.terms.request_us * b, shared, other
-
-    @property
-    def remark(self) -> str:
-        """As `explain`."""
-        return self.explain()
 
     def explain(self) -> str:
         """The terms and what they were fitted to, in one line.
