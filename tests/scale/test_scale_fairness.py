@@ -101,3 +101,19 @@ def test_one_card_in_two_stocks_is_looked_at_twice(olmoe, skewed):
         found = plan(olmoe, a, expert_cluster=e, max_batch=256, **ask)
         assert found.colocated is not None
         assert found.colocated.gpus > 1
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_a_phase_takes_its_time_on_both_sides(small_plan, scale):
+    old, free = small_plan.problem.latency, {"in_node": 0.0, "between_nodes": 0.0}
+    cost = ExchangeCost(CostModel(free, free, round_s=1e-4), 4)
+    phased = ScaledLatencyModel(LatencyModel(old.model, old.cluster, old.efficiency, cost), StepTerms(scale))
+    each = scale * old.model.moe_layers * 0.1
+    assert comm_ms(on(small_plan.problem, phased), 1) == 0
+    assert comm_ms(on(small_plan.problem, phased), 4) == pytest.approx(2 * each)  # dispatch and combine
+    assert comm_ms(on(small_plan.problem, phased), 8) == pytest.approx(2 * each)  # flat: one phase each
+    slow = CostModel({"in_node": 0.0, "between_nodes": 1.0}, free, round_s=1e-4)
+    cost = ExchangeCost(slow, 4)
+    phased = LatencyModel(old.model, old.cluster, old.efficiency, cost)
+    layers = old.model.moe_layers * 1e3
+    assert comm_ms(on(small_plan.problem, phased), 8) == pytest.approx(2 * layers * (1 + 2e-4))  # node by node: two

@@ -160,7 +160,9 @@ def _exchange_s(problem: Problem, width: int, B: int) -> float:
         return max(far.time(sends(len(sizes) - 1), sent), far.time(sends(-(-away // size)), away * needed(size) / size))
 
     once_per_node = max(map(crossing, sizes)) + near.time(node - 1, width * needed(1))
-    return 2 * min(max(map(flat, sizes)), once_per_node) if width > 1 else 0.0
+    phases = 1 + (len(sizes) > 1)  # across, then inside the node
+    both = min(max(map(flat, sizes)) + cost.phase_s, once_per_node + phases * cost.phase_s)
+    return 2 * both if width > 1 else 0.0
 
 
 def _size(problem: Problem, table: ActivationTable, width: int, slots: int) -> Colocated | None:
