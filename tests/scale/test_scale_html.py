@@ -93,7 +93,7 @@ def test_the_words_follow_the_verdict(small_plan, infeasible):
     assert "unsplit there is no deployment that meets it" in lead(only)
     never = replace(infeasible, colocated=c)
     assert headline(never).startswith(f"Do not split the model: {c.gpus} GPU")
-    assert "split there is no deployment that meets it" in lead(never)
+    assert lead(never).endswith(f"split, no deployment meets it: {RULES['slo']}.")
     even = replace(small_plan, colocated=replace(c, width=small_plan.gpus, copies=1, tpot_ms=1.0))
     assert lead(even).endswith("; the better of the two is recommended.")
     asked = replace(small_plan.asked, demand=None)

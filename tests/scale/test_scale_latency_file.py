@@ -139,6 +139,14 @@ JUNK = st.one_of(
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("size", [0, -1.0])
+def test_a_kernel_of_a_shape_without_size_is_refused(fitted, size):
+    whole = to_dict(fitted)
+    i = next(i for i, kernel in enumerate(whole["kernels"]["fitted"]) if kernel["form"] == "moe")
+    with pytest.raises(JanusError, match="hidden must be a finite number > 0"):
+        from_dict(changed(whole, ["kernels", "fitted", i, "key", "hidden"], size))
+
+
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_broken_field_raises_anything_but_a_janus_error(fitted, data):

@@ -105,7 +105,7 @@ def test_a_field_of_another_type_is_refused(good, name):
         (("pick", "gpus"), 99, "pick.gpus must be"),
         (("pick", "breakdown", "moe"), -1, "pick.breakdown.moe"),
         (("colocated", "copies"), 7, "colocated.gpus must be"),
-        (("candidates",), [], "candidates must be a list"),
+        (("candidates",), {}, "candidates must be a list"),
         (("candidates", 3, "n_e"), "4", "candidates[3].n_e"),
         (("candidates", 0, "detail"), None, "candidates[0].detail"),
         (("rejections", "slo"), -2, "rejections.slo"),
@@ -175,3 +175,10 @@ JSON = st.recursive(
 def test_any_value_in_any_field_gives_a_plan_or_a_refusal(good, name, value):
     with contextlib.suppress(JanusError):
         assert SavedPlan.from_dict({**good, name: value}).gpus >= 0
+
+
+def test_the_gpus_of_both_pools_are_read_back(good):
+    assert SavedPlan.from_dict(changed(good, ["expert_hardware"], "other")).expert_hardware == "other"
+    older = {name: value for name, value in good.items() if name != "expert_hardware"}
+    assert SavedPlan.from_dict(older).expert_hardware == good["hardware"]
+    assert "expert_hardware" in refusal(changed(good, ["expert_hardware"], 5)).message

@@ -17,7 +17,7 @@ from janus.scale.plans.result import ScalePlan
 from janus.scale.search.colocated import Colocated, colocated_optimum
 from janus.scale.search.problems import METHODS, Headroom, Options, ask, measured_at, problems
 from janus.scale.search.solve import Candidate, Problem, pick, search, searched_again
-from janus.scale.timing.latency import LatencyModel
+from janus.scale.timing.one_type import on_one_type
 from janus.types import Placement, RoutingTrace, Slo
 
 Found = tuple[tuple[Problem, ...], tuple[Candidate, ...], Candidate | None, str]
@@ -108,8 +108,7 @@ def _problem_of(found: tuple[Problem, ...], best: Candidate | None) -> Problem:
 def _colocated(found: tuple[Problem, ...]) -> Colocated | None:
     """The best over every type of GPU that either pool may use."""
     best, table = None, found[0].table
-    types = {c.gpu.name: c for p in found for c in (p.latency.cluster, p.latency.expert_cluster)}
-    for cluster in types.values():
+    for cluster in dict.fromkeys(c for p in found for c in (p.latency.cluster, p.latency.expert_cluster)):
         one, table = colocated_optimum(_on_one_type(found, cluster), table)
         best = min((c for c in (best, one) if c), key=lambda c: c.order(found[0].objective), default=None)
     return best
@@ -117,9 +116,7 @@ def _colocated(found: tuple[Problem, ...]) -> Colocated | None:
 
 def _on_one_type(found: tuple[Problem, ...], cluster: Cluster) -> Problem:
     alike = (p for p in found if p.latency.cluster == p.latency.expert_cluster == cluster)
-    latency = found[0].latency
-    one = LatencyModel.roofline(latency.model, cluster, efficiency=latency.efficiency)
-    return next(alike, replace(found[0], latency=one))
+    return next(alike, replace(found[0], latency=on_one_type(found[0].latency, cluster)))
 
 
 def _placement(problem: Problem, best: Candidate) -> Placement:

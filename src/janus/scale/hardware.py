@@ -60,6 +60,10 @@ class Hardware:
         found = PRESETS[known(name, PRESETS, "hardware", "hardware.name")]
         return found if usd_per_hour is None else replace(found, usd_per_hour=usd_per_hour)
 
+    def alike(self, other: Hardware) -> bool:
+        """True for the same card, whatever it costs."""
+        return replace(self, usd_per_hour=None) == replace(other, usd_per_hour=None)
+
     def flops(self, dtype: str) -> float:
         """Peak FLOP/s for weights of `dtype`: fp8 has its own rate, mxfp4 weights are multiplied in bf16."""
         return self.fp8_flops if dtype == "fp8" else self.bf16_flops
@@ -143,8 +147,8 @@ class Cluster:
 
     def alike(self, other: Cluster) -> bool:
         """True when the same GPUs are wired the same way, whatever they cost and however many there are."""
-        one, two = (replace(c, hardware=replace(c.gpu, usd_per_hour=None), gpus=None) for c in (self, other))
-        return one == two
+        one, two = (replace(c, hardware=self.gpu, gpus=None) for c in (self, other))
+        return one == two and self.gpu.alike(other.gpu)
 
     @property
     def gpu(self) -> Hardware:

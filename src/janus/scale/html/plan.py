@@ -7,11 +7,10 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from janus.scale.html.page import Markup, cards, definitions, listing, origin, page, picture, section, table, tag
-from janus.scale.html.words import ASSUMPTIONS, GLOSSARY, RULES, synthetic_notice
+from janus.scale.html.words import ASSUMPTIONS, GLOSSARY, MEMORY, RULES, synthetic_notice
 from janus.scale.pictures import PICTURES
 from janus.scale.pictures.breakdown import NAMES, parts
 from janus.scale.pictures.canvas import inline_svg
-from janus.scale.pictures.space import same_kinds
 from janus.scale.plans.offers import Offer, offers
 from janus.scale.plans.report import notes, rows
 
@@ -33,8 +32,9 @@ def plan_page(plan: ScalePlan, command: Sequence[str] = ()) -> str:
         JanusError: ``scale.plot`` without matplotlib.
     """
     problem = plan.problem
-    kinds = dict.fromkeys(kind for offer in offers(plan) if offer for kind in offer.kinds)
-    hardware = " and ".join(kinds) or problem.latency.cluster.gpu.name
+    kinds = [kind for offer in offers(plan) if offer for kind in offer.kinds]
+    kinds = kinds or [kind for each in plan.problems for kind in each.kinds]  # nothing is feasible: all that were tried
+    hardware = " and ".join(dict.fromkeys(kinds))
     kicker = f"{problem.latency.model.name} on {hardware}: how many GPUs, and is splitting worth it?"
     body = [part for part in _body(plan, command) if part]
     tone = "bad" if not any(offers(plan)) else "good" if plan.disaggregate else "warn"
@@ -45,7 +45,8 @@ def headline(plan: ScalePlan) -> str:
     """The verdict in a few words."""
     split, alone = offers(plan)
     if split is None and alone is None:
-        return "No deployment meets the objective"
+        undecided = plan.binding == "time_limit"
+        return "No deployment was found in time" if undecided else "No deployment meets the objective"
     if plan.disaggregate:
         assert plan.pick is not None
         of = [f" ({kind})" if len(set(plan.pick.kinds)) > 1 else "" for kind in plan.pick.kinds]
@@ -64,12 +65,27 @@ def lead(plan: ScalePlan) -> str:
     goal = f"To serve {asked} with at most {plan.slo.tpot_ms:g} ms per output token for {whom}"
     if split is None and alone is None:
         rule = RULES.get(plan.binding, plan.binding)
+        if plan.binding == "time_limit":
+            return f"{goal}, nothing was found in the time there was: {rule}."
         return f"{goal}, no pools up to {_searched(plan)} suffice. What stands in the way: {rule}."
     if split is None or alone is None:
         have, name, other = (split, "split", "unsplit") if split else (alone, "unsplit", "split")
         assert have is not None
-        return f"{goal}, the model needs {have.gpus} GPUs {name}; {other} there is no deployment that meets it."
-    return f"{goal}, the model needs {split.gpus} GPUs split and {alone.gpus} unsplit{_difference(split, alone)}."
+        return f"{goal}, the model needs {_gpus(have.gpus)} {name}; {_none(plan, other)}."
+    return f"{goal}, the model needs {_gpus(split.gpus)} split and {alone.gpus} unsplit{_difference(split, alone)}."
+
+
+def _gpus(number: int) -> str:
+    return f"{number} GPU{'s' if number > 1 else ''}"
+
+
+def _none(plan: ScalePlan, name: str) -> str:
+    """That one of the two ways has no deployment, and why, where the plan knows."""
+    if name == "unsplit":
+        return "unsplit there is no deployment that meets it"
+    rule = RULES.get(plan.binding, plan.binding)
+    found = "was found" if plan.binding == "time_limit" else "meets it"
+    return f"split, no deployment {found}: {rule}"
 
 
 def _difference(split: Offer, alone: Offer) -> str:
@@ -103,6 +119,7 @@ def _body(plan: ScalePlan, command: Sequence[str]) -> Iterator[Markup]:
     )
     yield section("How many experts a batch touches", _drawn(plan, "activation", caption))
     yield section("What the numbers rest on", listing(notes(plan)), _assumptions(plan), _provenance(plan))
+    yield _memory(plan)
     yield section("The words", definitions(GLOSSARY))
     yield section("How to get this page again", origin(command))
 
@@ -112,6 +129,7 @@ def _cards(plan: ScalePlan) -> Markup:
     ours, other = (split, alone) if plan.disaggregate else (alone, split)
     if ours is None:
         return Markup()
+    without = "not found in time" if plan.binding == "time_limit" else "not feasible"
     names = ("unsplit", "split") if plan.disaggregate else ("split", "unsplit")
     lines = [("GPUs", str(ours.gpus), str(other.gpus) if other else "")]
     if ours.usd_per_hour is not None:
@@ -125,7 +143,7 @@ def _cards(plan: ScalePlan) -> Markup:
     lines.append(
         ("output tokens/s per GPU", f"{ours.tokens_per_gpu_s:,.0f}", f"{other.tokens_per_gpu_s:,.0f}" if other else "")
     )
-    return cards((what, mine, f"{names[0]}: {theirs or 'not feasible'}") for what, mine, theirs in lines)
+    return cards((what, mine, f"{names[0]}: {theirs or without}") for what, mine, theirs in lines)
 
 
 def _dollars(value: float | None) -> str:
@@ -173,7 +191,7 @@ def _space_caption(plan: ScalePlan) -> str:
 def _rejections(plan: ScalePlan) -> Markup:
     lines = [(name, f"{count:,}", RULES.get(name, "")) for name, count in plan.rejections.items()]
     if not lines:
-        return tag("p", "Every pair that was tried meets every rule.")
+        return tag("p", "Every pair that was tried meets every rule." if plan.candidates else "No pair was tried.")
     return table(
         "Pairs that fell out, counted under the first rule they break.",
         ("rule", "pairs", "what it says"),
@@ -212,23 +230,36 @@ def nearest(plan: ScalePlan) -> list[tuple[int, int]]:
 
 def _feasible(plan: ScalePlan) -> Markup:
     found = sorted(
-        (c for c in same_kinds(plan) if not c.rejected), key=lambda c: (c.cost(plan.objective), c.gpus, c.tpot_ms)
+        (c for c in plan.candidates if not c.rejected), key=lambda c: (c.cost(plan.objective), c.gpus, c.tpot_ms)
     )
     if not found:
         return Markup()
     priced = found[0].usd_per_hour is not None
     head = ("pair", "GPUs", *(["$ per hour"] if priced else []), "requests in flight", "TPOT, ms")
     head += (f"P{plan.slo.percentile:g}, ms", "tokens/s", "tokens/s per GPU")
-    lines = [_row(c) for c in found[:MOST_PAIRS]]
+    several = len(plan.problems) > 1
+    lines = [_row(c, several) for c in found[:MOST_PAIRS]]
     shown = f"The {len(lines)} of least cost of {len(found):,}" if len(found) > len(lines) else f"All {len(lines)}"
-    chosen = plan.pick.name if plan.pick else ""
+    chosen = _named(plan.pick, several) if plan.pick else ""
     return section("Pairs that meet the objective", table(f"{shown}.", head, lines, chosen=chosen, sortable=True))
 
 
-def _row(c: Candidate) -> tuple[str, ...]:
+def _named(c: Candidate, several: bool) -> str:
+    return f"{c.name} on {' + '.join(c.kinds)}" if several else c.name
+
+
+def _row(c: Candidate, several: bool) -> tuple[str, ...]:
     usd = [] if c.usd_per_hour is None else [f"{c.usd_per_hour:,.2f}"]
     times = f"{c.tpot_ms:.1f}", f"{c.tail_ms:.1f}"
-    return c.name, str(c.gpus), *usd, str(c.batch), *times, f"{c.throughput:,.0f}", f"{c.throughput / c.gpus:,.0f}"
+    return (
+        _named(c, several),
+        str(c.gpus),
+        *usd,
+        str(c.batch),
+        *times,
+        f"{c.throughput:,.0f}",
+        f"{c.throughput / c.gpus:,.0f}",
+    )
 
 
 def _assumptions(plan: ScalePlan) -> Markup:
@@ -250,3 +281,15 @@ def _provenance(plan: ScalePlan) -> Markup:
     if not provenance:
         return Markup()
     return table("Where each time comes from.", ("part", "source"), list(provenance.items()), words=[1])
+
+
+def _memory(plan: ScalePlan) -> Markup:
+    """What fills a GPU of either pool; nothing where nothing is feasible."""
+    if not plan.memory:
+        return Markup()
+    lines = [
+        (f"{pool} GPU, {MEMORY.get(name, name)}", f"{bytes_ / 2**30:,.1f}")
+        for pool, taken in (("attention", plan.memory["attention"]), ("expert", plan.memory["experts"]))
+        for name, bytes_ in taken.items()
+    ]
+    return section("What fills the GPUs", table("Memory of one GPU of the split pools.", ("what", "GiB"), lines))

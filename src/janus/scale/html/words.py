@@ -11,6 +11,7 @@ RULES = {
     "max_batch": "the requests in flight must not exceed the largest batch",
     "slo": "an output token must not take longer than the objective allows",
     "cluster_gpus": "no more GPUs than the cluster has",
+    "time_limit": "the search was cut short before it found one; there may be one",
 }
 ASSUMPTIONS = {
     "memory": "share of the peak memory bandwidth that a read reaches",
@@ -19,6 +20,12 @@ ASSUMPTIONS = {
     "moe_us": "fixed time of an expert layer, microseconds",
     "dense_us": "fixed time of a dense part, microseconds",
     "step_us": "fixed time of a step outside the layers, microseconds",
+}
+MEMORY = {
+    "usable": "all that may be used",
+    "weights": "weights",
+    "requests": "requests in flight",
+    "routers_and_buffers": "routers and exchange buffers",
 }
 GLOSSARY = {
     "Split (disaggregated), unsplit (colocated)": (
@@ -38,4 +45,6 @@ def synthetic_notice(source: str) -> Markup:
     if "synthetic routing" not in source:
         return Markup()
     said = " No recording of this model was used: how often its experts are chosen is borrowed from another model. "
+    if source.startswith("uniform routing"):
+        said = " Every expert was taken to be chosen equally often, as asked for; no trained model does that. "
     return tag("p", tag("strong", "Synthetic routing."), said, f"Source: {source}.", class_="notice", role="note")

@@ -105,7 +105,7 @@ class KernelSet:
 
     def _part(self, kernel: Kernel, same_shape: bool, gpu: Hardware, dtype: str) -> Part:
         measured_on, off = self.hardware.name, f"{100 * kernel.error:.0f} % off on unseen rows"
-        if gpu != self.hardware:
+        if not gpu.alike(self.hardware):
             note = f"roofline: scaled from {measured_on} by peaks, {kernel.source} ({kernel.kind})"
             return Part(kernel.scaled(ratios(self.hardware, gpu, dtype)), False, note)
         if not same_shape:
@@ -135,7 +135,7 @@ class KernelSet:
             "in_node": sum(1e-9 / c["link_gb_per_s"] for c in near) / 2,
             "between_nodes": sum(1e-9 / c["network_gb_per_s"] for c in far) / 2,
         }
-        how = "fitted to" if gpu == self.hardware else "scaled by peaks from"
+        how = "fitted to" if gpu.alike(self.hardware) else "scaled by peaks from"
         note = f"roofline: links {how} DeepEP on {self.hardware.name}, routes as the exchange lists them"
         return Exchanged(alpha, beta, sum(start_far), note)
 

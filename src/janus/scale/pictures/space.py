@@ -53,7 +53,8 @@ def space(plan: ScalePlan) -> Any:
         axes.set(xlabel="expert instances", ylabel="attention instances", xlim=extent[:2], ylim=extent[2:])
         for axis in (axes.xaxis, axes.yaxis):
             axis.get_major_locator().set_params(integer=True)
-        made.legend(loc="outside lower center", ncols=3)
+        if axes.get_legend_handles_labels()[0]:
+            made.legend(loc="outside lower center", ncols=3)
     return made
 
 
@@ -81,8 +82,8 @@ def per_gpu(plan: ScalePlan) -> Grid:
 
 
 def same_kinds(plan: ScalePlan) -> list[Candidate]:
-    """The candidates with the types of GPU of the pick, or, without one, of the first."""
-    kinds = (plan.pick or plan.candidates[0]).kinds
+    """The candidates with the types of GPU of the pick, or, without one, of the first pair of types."""
+    kinds = plan.pick.kinds if plan.pick else plan.problem.kinds
     return [c for c in plan.candidates if c.kinds == kinds]
 
 

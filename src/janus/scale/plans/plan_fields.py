@@ -54,8 +54,8 @@ def _pick(value: Any, name: str) -> dict[str, Any]:
 
 
 def _candidates(value: Any, name: str) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not value:
-        raise JanusError(CODE, f"{name} must be a list of pairs, at least one, got {shown(value)}")
+    if not isinstance(value, list):
+        raise JanusError(CODE, f"{name} must be a list of pairs, got {shown(value)}")
     return [_CANDIDATE(candidate, f"{name}[{i}]") for i, candidate in enumerate(value)]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from janus.errors import known
 from janus.scale.plans.offers import Offer, offers
+from janus.scale.timing.scaled import ScaledLatencyModel
 
 if TYPE_CHECKING:
     from janus.scale.plans.result import ScalePlan
@@ -41,7 +42,7 @@ def rows(plan: ScalePlan) -> list[tuple[str, str, str]]:
         lines.append(line("dollars per hour", lambda o: o.usd_per_hour, "{:.2f}"))
         lines.append(line("dollars per million tokens", lambda o: o.usd_per_million, "{:.2f}"))
     lines += [
-        ("expert slots per GPU", str(plan.problem.slots), str(alone.slots) if alone else "-"),
+        line("expert slots per GPU", lambda o: o.slots),
         line("requests in flight", lambda o: o.batch),
         line("TPOT, ms", lambda o: o.tpot_ms, "{:.1f}"),
         line(f"TPOT P{plan.slo.percentile:g}, ms", lambda o: o.tail_ms, "{:.1f}"),
@@ -62,7 +63,7 @@ def notes(plan: ScalePlan) -> list[str]:
         "prefill is NOT counted (done elsewhere)" if plan.prefill == "elsewhere" else "prefill is counted (same GPUs)"
     )
     lines = [
-        f"{p.latency.model.name} on {p.latency.cluster.gpu.name}; {asked}; context {p.context:g} tokens; {prompts}.",
+        f"{p.latency.model.name} on {_hardware(plan)}; {asked}; context {_context(plan)}; {prompts}.",
         f"SLO: P{plan.slo.percentile:g} of TPOT <= {plan.slo.tpot_ms:g} ms; KV lengths vary by {p.context_cv:.0%}.",
         f"Activated experts measured on {plan.routing}; balancer {p.table.method!r}. {times(plan)}",
     ]
@@ -70,16 +71,35 @@ def notes(plan: ScalePlan) -> list[str]:
     lines.append(
         f"{len(plan.candidates)} candidates; rejected by: {rejected}. {plan.proof[0].upper()}{plan.proof[1:]}."
     )
-    return lines if plan.feasible else [*lines, f"No pair of pools is feasible; binding constraint: {plan.binding}."]
+    if plan.feasible:
+        return lines
+    if plan.binding == "time_limit":
+        return [*lines, "No feasible pair of pools was found in the time there was; there may be one."]
+    return [*lines, f"No pair of pools is feasible; binding constraint: {plan.binding}."]
 
 
 def times(plan: ScalePlan) -> str:
-    """In a sentence, whether the times were measured."""
-    told = plan.problem.latency.provenance
-    how = {part: source.partition(":")[0] for part, source in told.items()}
+    """In a sentence, whether the times were measured, and what was fitted on top."""
+    latency = plan.problem.latency
+    how = {part: source.partition(":")[0] for part, source in latency.provenance.items()}
+    more = f"; {latency.explain()}" if isinstance(latency, ScaledLatencyModel) else ""
     if set(how.values()) <= {"roofline"}:
-        return "Times: roofline, not measured."
-    return f"Times: {', '.join(f'{part} {source}' for part, source in how.items())}."
+        return f"Times: roofline, not measured{more}."
+    return f"Times: {', '.join(f'{part} {source}' for part, source in how.items())}{more}."
+
+
+def _context(plan: ScalePlan) -> str:
+    more = plan.asked.headroom.length
+    return f"{plan.asked.context:g} tokens" + (f" x headroom {more:g}" if more != 1 else "")
+
+
+def _hardware(plan: ScalePlan) -> str:
+    """The GPUs of both pools; where there was a choice and nothing is feasible, all that were tried."""
+    tried = [plan.problem] if plan.feasible else plan.problems
+    attention, experts = (list(dict.fromkeys(p.kinds[side] for p in tried)) for side in (0, 1))
+    if attention == experts:
+        return " or ".join(attention)
+    return f"{' or '.join(attention)} (attention) and {' or '.join(experts)} (experts)"
 
 
 def _plain(plan: ScalePlan) -> str:

@@ -17,6 +17,7 @@ from janus.scale.search.memory import pool_memory
 from janus.scale.search.problems import Asked
 from janus.scale.search.solve import CONSTRAINTS, Candidate, Problem, evaluate
 from janus.types import Placement, Slo, Topology
+from janus.types.checks import shown
 from janus.types.files import write_text
 
 
@@ -133,7 +134,10 @@ class ScalePlan:
         """
         if self.pick is None:
             raise JanusError("scale.infeasible", f"an infeasible plan has no topology; {self.verdict}")
-        return Topology.parse(self.pick.name, gpus_per_node=self.problem.latency.cluster.node_size)
+        latency = self.problem.latency
+        attention = Topology.parse(self.pick.name, gpus_per_node=latency.cluster.node_size).attention
+        experts = Topology.parse(self.pick.name, gpus_per_node=latency.expert_cluster.node_size).experts
+        return Topology(attention, experts)
 
     @cached_property
     def rejections(self) -> dict[str, int]:
@@ -143,16 +147,20 @@ class ScalePlan:
 
     @property
     def binding(self) -> str:
-        """The constraint to relax: "" when feasible, else the last one that any candidate got as far as."""
-        return "" if self.feasible else list(self.rejections)[-1]
+        """The constraint to relax: "" when feasible, else the last one that any candidate got as far as.
+
+        ``"time_limit"`` when the search was cut short before it found a feasible pair: there may be one.
+        """
+        if self.feasible:
+            return ""
+        return list(self.rejections)[-1] if self.proof.startswith("optimal") else "time_limit"
 
     @property
     def disaggregate(self) -> bool:
         """False when the colocated optimum costs less, or as much with fewer GPUs or a lower TPOT, or nothing is feasible."""
         if self.pick is None or self.colocated is None:
             return self.feasible
-        ours = (self.pick.cost(self.objective), self.pick.gpus, self.pick.tpot_ms)
-        return ours <= self.colocated.order(self.objective)
+        return _order(self.pick, self.objective) <= self.colocated.order(self.objective)
 
     @property
     def objective(self) -> str:
@@ -163,6 +171,10 @@ class ScalePlan:
     def verdict(self) -> str:
         """One sentence: what to deploy and what it was compared with."""
         if self.pick is None and self.colocated is None:
+            if self.binding == "time_limit":
+                return (
+                    "Undecided: no feasible pair was found in the time there was, and nothing colocated meets the SLO."
+                )
             return f"Infeasible: no deployment meets the SLO; the binding constraint is {self.binding}."
         ours, alone = _ours(self.pick, self.binding), _alone(self.colocated)
         return f"{'Disaggregate' if self.disaggregate else 'Do not disaggregate'}: {ours}; {alone}."
@@ -176,9 +188,9 @@ class ScalePlan:
         Raises:
             JanusError: ``topology.parse``, ``scale.explain`` (not among the candidates).
         """
-        match = re.fullmatch(r"\s*(\d+)A(\d+)E\s*", str(name), flags=re.IGNORECASE)
+        match = re.fullmatch(r"\s*(\d{1,9})A(\d{1,9})E\s*", str(name), flags=re.IGNORECASE)
         if match is None:
-            raise JanusError("topology.parse", f"a pair of pools reads like '1A5E', got {name!r}")
+            raise JanusError("topology.parse", f"a pair of pools reads like '1A5E', got {shown(name)}")
         n_a, n_e = int(match[1]), int(match[2])
         if not (1 <= n_a <= self.problem.max_attention and 1 <= n_e <= self.problem.max_experts):
             limits = f"n_a in 1..{self.problem.max_attention}, n_e in 1..{self.problem.max_experts}"
@@ -194,10 +206,12 @@ class ScalePlan:
     def _why(self, found: Candidate) -> str:
         if found.rejected:
             return f"rejected by {found.rejected}: {found.detail}"
-        assert self.pick is not None
         is_so = f"feasible, TPOT {found.tpot_ms:.1f} ms at batch {found.batch}"
         if found is self.pick:
             return f"chosen: {is_so}, {found.gpus} GPUs"
+        if self.pick is None or _order(found, self.objective) < _order(self.pick, self.objective):
+            than = f"better than {self.pick.name}, " if self.pick else ""
+            return f"{is_so}, {self._cost(found)}: {than}but the search was cut short before it"
         if found.cost(self.objective) > self.pick.cost(self.objective):
             more, less = self._cost(found), self._cost(self.pick)
             return f"{is_so}, but {more} where {self.pick.name} needs {less}"
@@ -229,6 +243,7 @@ class ScalePlan:
             "context_cv": p.context_cv,
             "prefill": self.prefill,
             "routing": self.routing,
+            "provenance": p.latency.provenance,
             "slots_per_instance": p.slots,
             "pick": _candidate(self.pick),
             "colocated": _plain(self.colocated),
@@ -282,6 +297,10 @@ class ScalePlan:
         return str(render(self, style="plain"))
 
 
+def _order(found: Candidate, objective: str) -> tuple[float, int, float]:
+    return found.cost(objective), found.gpus, found.tpot_ms
+
+
 def _plain(value: Any) -> dict[str, Any] | None:
     if value is None:
         return None
@@ -304,7 +323,8 @@ def _candidate(value: Candidate | None) -> dict[str, Any] | None:
 
 def _ours(pick: Candidate | None, binding: str) -> str:
     if pick is None:
-        return f"no pair of pools is feasible ({binding})"
+        none = "no feasible pair of pools was found" if binding == "time_limit" else "no pair of pools is feasible"
+        return f"{none} ({binding})"
     return (
         f"{pick.name} on {pick.gpus} GPUs{_price(pick.usd_per_hour)}, TPOT {pick.tpot_ms:.1f} ms, "
         f"{pick.throughput / pick.gpus:.0f} tokens/s/GPU"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from janus.errors import JanusError
-from janus.scale.plans.fields import CODE
+from janus.scale.plans.fields import CODE, text
 from janus.scale.plans.plan_fields import CHECKS
 from janus.types import Placement, Slo, Topology
 from janus.types.checks import shown
@@ -27,7 +27,7 @@ class SavedPlan:
         binding: the constraint to relax, "" when feasible.
         verdict: one sentence, as `ScalePlan.verdict`.
         disaggregate: as `ScalePlan.disaggregate`.
-        model, hardware: names.
+        model, hardware, expert_hardware: names; of the attention and of the expert pool's GPU.
         slo: the objective as given.
         n_attention, n_experts: instances, 0 when infeasible.
         batch: requests in flight, 0 when infeasible.
@@ -46,6 +46,7 @@ class SavedPlan:
     disaggregate: bool
     model: str
     hardware: str
+    expert_hardware: str
     slo: Slo
     n_attention: int
     n_experts: int
@@ -80,6 +81,7 @@ class SavedPlan:
         _check_agreement(read)
         return cls(
             **{field.name: read[field.name] for field in fields(cls) if field.name in read},
+            expert_hardware=text(data.get("expert_hardware", read["hardware"]), "expert_hardware"),
             n_attention=pick["n_a"] if pick else 0,
             n_experts=pick["n_e"] if pick else 0,
             batch=pick["batch"] if pick else 0,

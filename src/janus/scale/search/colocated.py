@@ -112,7 +112,7 @@ def colocated_step(
     context = steps.slowest_context(width, B, percentile)
     attention, shared, other = latency.attention_side_us(-(-B // width), context)
     moe = latency.moe_layer_us(steps.activated(width, B, deviations(percentile, 1)), B)
-    comm = 1e6 * _exchange_s(problem, width, B)
+    comm = max(1e6 * _exchange_s(problem, width, B), _floor_us(problem, width))
     return Breakdown(
         attention=(m.layers * attention + m.moe_layers * shared) / 1e3,
         moe=m.moe_layers * moe / 1e3,
@@ -120,6 +120,17 @@ def colocated_step(
         other=other / 1e3,
         overlap=m.moe_layers * min(shared, comm) / 1e3,
     )
+
+
+def _floor_us(problem: Problem, width: int) -> float:
+    """Least time of an exchange: between nodes as for split pools, inside one by as much less as its messages take."""
+    latency = problem.latency
+    if width == 1 or not latency.comm_floor_us:
+        return 0.0
+    if width > latency.cost.gpus_per_node:
+        return latency.comm_floor_us
+    near, far = (latency.cost.link(name, 2 * latency.model.hidden).alpha for name in ("in_node", "between_nodes"))
+    return latency.comm_floor_us * min(1.0, near / far if far else 1.0)
 
 
 def _exchange_s(problem: Problem, width: int, B: int) -> float:
@@ -149,7 +160,9 @@ def _exchange_s(problem: Problem, width: int, B: int) -> float:
         return max(far.time(sends(len(sizes) - 1), sent), far.time(sends(-(-away // size)), away * needed(size) / size))
 
     once_per_node = max(map(crossing, sizes)) + near.time(node - 1, width * needed(1))
-    return 2 * min(max(map(flat, sizes)), once_per_node) if width > 1 else 0.0
+    phases = 1 + (len(sizes) > 1)  # across, then inside the node
+    both = min(max(map(flat, sizes)) + cost.phase_s, once_per_node + phases * cost.phase_s)
+    return 2 * both if width > 1 else 0.0
 
 
 def _size(problem: Problem, table: ActivationTable, width: int, slots: int) -> Colocated | None:
@@ -188,8 +201,8 @@ def _copies(
             yield copies, -(-problem.batch // copies)
         return
     assert problem.demand is not None
-    least = max(1, math.ceil(problem.demand * step_ms(most) / 1e3 / most - 1e-9), math.ceil(share))
-    for copies in range(least, limit + 1):
+    least = max(problem.demand * step_ms(most) / 1e3 / most - 1e-9, share, 1)
+    for copies in range(math.ceil(min(least, limit + 1)), limit + 1):
         stretch = 1 - share / copies
         if stretch > 0:
             batch = fixed_point(lambda B, s=stretch: step_ms(B) / s, problem.demand / copies, most)

@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from janus.scale.search.solve import Candidate, Problem, evaluate_all, pick, search
-from janus.scale.search.solvers import Unsolved, minimise, solver_name
+from janus.scale.search.solvers import TOLERANCE, Unsolved, minimise, solver_name
 
 LEVEL_RATIO = 1.25  # of neighbouring batch ranges: finer ones bound times better and make a larger program
-# Times of the master are lowered by this share: a fitted time may fall a little where the batch grows, and a bound may not
+# Times of the master are lowered by this share: a fitted time may fall a little between the batches that are looked at
 MARGIN = 0.02
 STEP = 0.02  # of the cost: pairs up to this share dearer than the master's optimum are evaluated with it
 
@@ -117,7 +118,8 @@ def _descend(state: State, limits: Limits) -> str:
             return ""
         # all pairs of this cost and a little more: those not worth it cost less to evaluate than another program
         upto = cheapest * (1 + STEP) if state.problems[0].objective == "usd" else cheapest
-        keys = [key for key, cost in costs.items() if cheapest - 1e-9 <= cost <= upto + 1e-9]
+        least = cheapest - TOLERANCE * max(1.0, cheapest)
+        keys = [key for key, cost in costs.items() if least <= cost <= upto + 1e-9]
         state.evaluate(keys)
         dearer = [cost for cost in costs.values() if cost > upto + 1e-9]
         if state.ceiling <= upto + 1e-9 or not dearer:
@@ -182,11 +184,22 @@ class Master:
         self.experts = {c.gpu.name: next(q for q in problems if q.kinds[1] == c.gpu.name) for c in _each(problems, 1)}
         self.x = [(kind, n) for kind in self.attention for n in range(1, p.max_attention + 1)]
         self.y = [(kind, n) for kind in self.experts for n in range(1, p.max_experts + 1)]
-        starts = self.levels[:-1]
+        self.inside = [_inside(*ends, p.table.batch_sizes) for ends in pairwise(self.levels)]
         low = 1 - MARGIN
-        self.mean_x = low * np.array([self._attention_ms(kind, n, starts, 50.0) for kind, n in self.x])
-        self.tail_x = low * np.array([self._attention_ms(kind, n, starts, p.percentile) for kind, n in self.x])
-        self.time_y = low * np.array([self._experts_ms(kind, n, starts) for kind, n in self.y])
+        self.mean_x = low * np.array([self._attention_ms(kind, n, 50.0) for kind, n in self.x])
+        self.tail_x = low * np.array([self._attention_ms(kind, n, p.percentile) for kind, n in self.x])
+        self.time_y = low * np.array([self._experts_ms(kind, n) for kind, n in self.y])
+        self._in_units()
+
+    def _in_units(self) -> None:
+        """Times in units of about one step, cut off where they break the SLO anyway: solvers choke on 1e300."""
+        p, times = self.problems[0], (self.mean_x, self.tail_x, self.time_y)
+        times = [np.nan_to_num(t) for t in times]  # what overflows bounds nothing
+        self.unit_ms = unit = min(p.slo_ms, max(float(t.max()) for t in times))
+        self.mean_x, self.tail_x, self.time_y = (np.minimum(t / unit, 2.0) for t in times)
+        self.slo = min(p.slo_ms / unit, 4.0)
+        starved = 0.0 if p.demand is None else 1e3 / p.demand / unit  # the longest step that one request more allows
+        self.allowed = [min((end - 1) * starved, 4.0) for end in self.levels[1:]]
 
     def solve(self, floor: float, ceiling: float, solver: str, seconds: float | None) -> float | None:
         """Least cost in [floor, ceiling] that the relaxation allows, None when it allows none.
@@ -226,51 +239,65 @@ class Master:
         program += pulp.lpSum(room) >= pulp.lpSum(v * int(b) for b, v in zip(self.levels[:-1], z, strict=True))
         held = [v * n * self.experts[kind].slots for (kind, n), v in zip(self.y, y, strict=True)]
         program += pulp.lpSum(held) >= self.problems[0].latency.model.experts
-        for cluster in {c.gpu.name: c for side in (0, 1) for c in _each(self.problems, side)}.values():
-            if cluster.gpus is not None:
-                sides = ((self.x, x), (self.y, y))
-                used = [v * n for o, c in sides for (kind, n), v in zip(o, c, strict=True) if kind == cluster.gpu.name]
+        sides = [{c.gpu.name: c for c in _each(self.problems, side)} for side in (0, 1)]
+        for cluster in dict.fromkeys(c for side in sides for c in side.values()):
+            if cluster.gpus is not None:  # both pools draw on it where both name the very same cluster
+                chosen = ((sides[0], self.x, x), (sides[1], self.y, y))
+                used = [v * n for of, o, c in chosen for (kind, n), v in zip(o, c, strict=True) if of[kind] == cluster]
                 program += pulp.lpSum(used) <= cluster.gpus
 
     def _times(self, program: Any, x: list[Any], y: list[Any], z: list[Any]) -> None:
         """Little's law and the SLO, each with the times of the range of batches that is chosen."""
         import pulp
 
-        p = self.problems[0]
         mean, tail, experts = (program.add_variable(name, lowBound=0) for name in ("mean", "tail", "experts"))
         for k, level in enumerate(z):
             for bound, times, chosen in ((mean, self.mean_x, x), (tail, self.tail_x, x), (experts, self.time_y, y)):
                 least = pulp.lpSum(v * float(t) for v, t in zip(chosen, times[:, k], strict=True))
                 program += bound >= least - float(times[:, k].max()) * (1 - level)
-        program += tail + experts <= p.slo_ms
-        if p.demand is not None:
-            longest = [v * float(b - 1) for b, v in zip(self.levels[1:], z, strict=True)]
-            program += pulp.lpSum(longest) >= p.demand / 1e3 * (mean + experts)
+        program += tail + experts <= self.slo
+        if self.problems[0].demand is not None:
+            program += pulp.lpSum(v * longest for longest, v in zip(self.allowed, z, strict=True)) >= mean + experts
 
-    def _attention_ms(self, kind: str, n: int, batches: list[int], percentile: float) -> list[float]:
-        """Attention, what is outside the layers, and the rows of an instance once over its NIC and back."""
+    def _attention_ms(self, kind: str, n: int, percentile: float) -> list[float]:
+        """Per range: attention, what is outside the layers, and the rows of an instance once over its NIC and back."""
         p = self.attention[kind]
         m, steps = p.latency.model, p.steps
-        out = []
-        for B in batches:
-            attention, _, other = p.latency.attention_side_us(-(-B // n), steps.slowest_context(n, B, percentile))
-            out.append((m.layers * attention + m.moe_layers * self._crossing_us(p, B / n) + other) / 1e3)
-        return out
 
-    def _experts_ms(self, kind: str, n: int, batches: list[int]) -> list[float]:
+        def at(B: int) -> float:
+            attention, _, other = p.latency.side_us(-(-B // n), steps.slowest_context(n, B, percentile))
+            return (m.layers * attention + m.moe_layers * self._crossing_us(kind, B / n) + other) / 1e3
+
+        return [min(map(at, batches)) for batches in self.inside]
+
+    def _experts_ms(self, kind: str, n: int) -> list[float]:
+        """Per range: routed experts."""
         p = self.experts[kind]
         if n * p.slots < p.latency.model.experts:
-            return [0.0] * len(batches)  # the table has no such pool; the slots forbid it
-        active = (p.table.at(n, B, p.slots) for B in batches)
-        layers = p.latency.model.moe_layers
-        return [layers * p.latency.moe_layer_us(a, B) / 1e3 for a, B in zip(active, batches, strict=True)]
+            return [0.0] * len(self.inside)  # the table has no such pool; the slots forbid it
 
-    def _crossing_us(self, p: Problem, rows: float) -> float:
-        cost = p.latency.cost
-        if not cost.closed:  # times of phases or factors may make a route cheaper than its rows
+        def at(B: int) -> float:
+            return p.latency.model.moe_layers * p.latency.pool_moe_us(p.table.at(n, B, p.slots), B) / 1e3
+
+        return [min(map(at, batches)) for batches in self.inside]
+
+    def _crossing_us(self, kind: str, rows: float) -> float:
+        """Over the fastest network that the attention pool may have with any expert pool."""
+        costs = [p.latency.cost for p in self.problems if p.kinds[0] == kind]
+        if not all(cost.closed for cost in costs):  # times of phases or factors may make a route cheaper than its rows
             return 0.0
-        far = cost.link("between_nodes", 2 * p.latency.model.hidden)
-        return 2e6 * far.time(1, rows)
+        row_bytes = 2 * self.problems[0].latency.model.hidden
+        return min(2e6 * cost.link("between_nodes", row_bytes).time(1, rows) for cost in costs)
+
+
+def _inside(first: int, end: int, measured: Sequence[int]) -> list[int]:
+    """Batches of a range [first, end) to take the least time of: times of a table or a fitted kernel may fall in it.
+
+    Both ends, the measured batch sizes inside, where a table bends, and two between.
+    """
+    last = end - 1
+    between = [round(first * (last / first) ** share) for share in (1 / 3, 2 / 3)]
+    return sorted({first, last, *between, *(B for B in measured if first < B < last)})
 
 
 def _each(problems: tuple[Problem, ...], side: int) -> list[Any]:
@@ -284,7 +311,7 @@ def _levels(problems: tuple[Problem, ...]) -> list[int]:
     if p.batch is not None:
         return [p.batch, p.batch + 1]
     assert p.demand is not None
-    most = min(p.max_batch, int(p.demand * p.slo_ms / 1e3) + 1)
+    most = min(p.max_batch, int(min(p.demand * p.slo_ms / 1e3, p.max_batch)) + 1)
     ends = [1]
     while ends[-1] <= most:
         ends.append(max(ends[-1] + 1, int(ends[-1] * LEVEL_RATIO)))

@@ -16,6 +16,7 @@ from janus.scale.hardware import Cluster, positive, whole
 from janus.scale.model import ModelSpec
 from janus.scale.search.memory import expert_slots, gate_bytes, slot_bytes
 from janus.scale.search.solve import OBJECTIVES, Problem
+from janus.scale.search.solvers import SOLVERS
 from janus.scale.timing.latency import LatencyModel
 from janus.scale.timing.prefill import Prefill
 from janus.types import RoutingTrace, Slo
@@ -71,6 +72,11 @@ class Headroom:
     rate: float = 1.0
     length: float = 1.0
 
+    def __post_init__(self) -> None:
+        for factor in (self.rate, self.length):
+            if positive(factor, "headroom", "scale.range") < 1:
+                raise JanusError("scale.range", f"headroom multiplies the load and must be >= 1, got {factor!r}")
+
     @classmethod
     def of(cls, value: Any) -> Headroom:
         """From one number (the rate's) or a pair (rate, length).
@@ -82,11 +88,8 @@ class Headroom:
         if isinstance(value, Headroom):
             return value
         parts = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-        if len(parts) > 2:
+        if not 1 <= len(parts) <= 2:
             raise JanusError("scale.range", f"headroom is one factor or (rate, length), got {value!r}")
-        for part in parts:
-            if positive(part, "headroom", "scale.range") < 1:
-                raise JanusError("scale.range", f"headroom multiplies the load and must be >= 1, got {value!r}")
         return cls(*parts)
 
 
@@ -260,7 +263,7 @@ def prompts(
         raise JanusError("scale.prefill", "prefill='attention' needs demand=, which sets how many prompts arrive")
     inputs = positive(input_tokens, "input_tokens (needed by prefill='attention')", "scale.prefill")
     outputs = positive(output_tokens, "output_tokens (needed by prefill='attention')", "scale.prefill")
-    return Prefill(demand * inputs / outputs, inputs)
+    return Prefill(positive(demand * inputs / outputs, "prompt tokens per second", "scale.prefill"), inputs)
 
 
 def clusters(value: Any, what: str) -> tuple[Cluster, ...]:
@@ -280,14 +283,16 @@ def check(asked: Asked) -> None:
     options = asked.options
     _check_load(asked.demand, options.get("batch"), asked.headroom)
     positive(asked.context, "context (tokens)", "scale.range")
+    positive(asked.planned_context, "context x headroom (tokens)", "scale.range")
+    if asked.wanted is not None:
+        positive(asked.wanted, "demand x headroom (output tokens/s)", "scale.range")
+    _check_search(options)
     known(options.get("objective", "gpus"), OBJECTIVES, "objective", "scale.objective")
     if options.get("objective") == "usd":
         _check_prices([*asked.clusters, *asked.expert_clusters])
     cv = options.get("context_cv", CONTEXT_CV)
     if cv != 0:
         positive(cv, "context_cv (0, or its value)", "scale.range")
-    if (limit := options.get("time_limit_s")) is not None:
-        positive(limit, "time_limit_s", "scale.range")
     if (latency := options.get("latency")) is not None:
         remedy = "make one with LatencyModel.roofline(model, cluster), or leave it out"
         rule = "latency must be a janus.scale.LatencyModel"
@@ -304,6 +309,17 @@ def check(asked: Asked) -> None:
     if batch is not None and batch > max_batch:
         rule = "batch must not exceed max_batch, for which the exchange buffers are sized"
         raise JanusError("scale.range", f"{rule}; got {batch} > {max_batch}; raise max_batch")
+
+
+def _check_search(options: Options) -> None:
+    known(options.get("solver", "auto"), ("auto", *SOLVERS), "solver", "scale.solver")
+    if (limit := options.get("time_limit_s")) is not None:
+        positive(limit, "time_limit_s", "scale.range")
+    progress = options.get("progress")
+    if progress is not None and not callable(progress):
+        raise JanusError(
+            "scale.option", f"progress is called with (done, total, what), got {progress!r}; give a function"
+        )
 
 
 def _check_load(demand: float | None, batch: int | None, headroom: Headroom) -> None:

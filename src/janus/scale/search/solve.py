@@ -151,6 +151,11 @@ def fixed_points(step_ms: Callable[[Ints, Ints], npt.NDArray[Any]], demand: floa
         >>> fixed_points(lambda pairs, B: 10 + 0.5 * B, 1000, np.array([64, 8])).tolist()  # B = 10 + 0.5 B
         [20, 0]
     """
+
+    def wanted(pairs: Ints, B: Ints) -> npt.NDArray[Any]:
+        with np.errstate(over="ignore"):  # endless demand wants endless batches
+            return demand * step_ms(pairs, B) / 1e3
+
     low, high = np.zeros_like(most), np.ones_like(most)  # f(low) < 0 where low > 0
     open_ = np.arange(len(most))
     alone = demand * step_ms(open_, high) / 1e3
@@ -161,7 +166,7 @@ def fixed_points(step_ms: Callable[[Ints, Ints], npt.NDArray[Any]], demand: floa
     high = np.where(found, high, np.minimum(2 * low, most))
     open_ = np.flatnonzero(~found)
     while len(open_):
-        crossed = high[open_] >= demand * step_ms(open_, high[open_]) / 1e3
+        crossed = high[open_] >= wanted(open_, high[open_])
         found[open_[crossed]] = True
         open_ = open_[~crossed & (high[open_] < most[open_])]
         low[open_] = high[open_]
@@ -169,7 +174,7 @@ def fixed_points(step_ms: Callable[[Ints, Ints], npt.NDArray[Any]], demand: floa
     open_ = np.flatnonzero(found & (high - low > 1))
     while len(open_):
         middle = (low[open_] + high[open_]) // 2
-        crossed = middle >= demand * step_ms(open_, middle) / 1e3
+        crossed = middle >= wanted(open_, middle)
         high[open_[crossed]] = middle[crossed]
         low[open_[~crossed]] = middle[~crossed]
         open_ = open_[high[open_] - low[open_] > 1]
@@ -267,7 +272,7 @@ def _limit(problem: Problem, n_a: int) -> tuple[int, str]:
         assert problem.batch is not None
         return problem.batch, "slo"
     # A fixed point above demand * SLO has a TPOT above the SLO: no need to look further.
-    by_slo = int(problem.demand * problem.slo_ms / 1e3) + 1
+    by_slo = int(min(problem.demand * problem.slo_ms / 1e3, problem.max_batch)) + 1
     return min((by_slo, "slo"), (n_a * problem.capacity, "attention_memory"), (problem.max_batch, "max_batch"))
 
 

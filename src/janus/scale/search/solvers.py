@@ -54,7 +54,7 @@ def minimise(program: Any, solver: str, seconds: float | None) -> float | None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        engine = pulp.getSolver(SOLVERS[solver], msg=False, timeLimit=seconds)
+        engine = pulp.getSolver(SOLVERS[solver], msg=False, timeLimit=seconds, gapRel=0.0)  # HiGHS stops at 1e-4
         status = program.solve(engine)
     if status == INFEASIBLE:
         return None

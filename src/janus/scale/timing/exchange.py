@@ -69,6 +69,11 @@ class ExchangeCost:
         }
         return cls(CostModel(alpha, beta), *(c.node_size for c in sides))
 
+    @property
+    def phase_s(self) -> float:
+        """Seconds of a phase, whatever travels in it."""
+        return self.model.round_s
+
     def link(self, name: str, row_bytes: int) -> Link:
         """One class of links, by the row."""
         alpha, beta = self.model.alpha_s[name], self.model.beta_s_per_byte[name]

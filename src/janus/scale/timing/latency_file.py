@@ -198,13 +198,18 @@ def _kernel(data: Any, where: str) -> Kernel:
         _value(str, data["kind"], f"{where}.kind"),
         _value(str, data["source"], f"{where}.source"),
         form,
-        {name: _value(kind, key[name], f"{where}.key.{name}") for name, kind in KEYS[form].items()},
+        {name: _of_key(kind, key[name], f"{where}.key.{name}") for name, kind in KEYS[form].items()},
         {name: _positive(value, f"{where}.coefficients.{name}") for name, value in coefficients.items()},
         _points(data["points"], len(FORMS[form].coordinates), len(us), f"{where}.points"),
         us,
         _same_length(_column(data["residual"], f"{where}.residual"), us, f"{where}.residual"),
         abs(_number(data["error"], f"{where}.error")),
     )
+
+
+def _of_key(kind: Any, value: Any, where: str) -> Any:
+    """Sizes of a shape are never 0: their logarithm says how near another shape is."""
+    return _positive(value, where) if kind is float else _value(kind, value, where)
 
 
 def _positive(value: Any, where: str) -> float:

@@ -93,6 +93,11 @@ class ScaledExchange(ExchangeCost):
         super().__init__(base.model, base.gpus_per_node, base.expert_gpus_per_node)
         self.base, self.scale = base, scale
 
+    @property
+    def phase_s(self) -> float:
+        """As `ExchangeCost.phase_s`, scaled."""
+        return self.scale * self.base.phase_s
+
     def link(self, name: str, row_bytes: int) -> Link:
         """As `ExchangeCost.link`, scaled."""
         link = self.base.link(name, row_bytes)
