@@ -260,7 +260,7 @@ def _limit(problem: Problem, n_a: int) -> tuple[int, str]:
         assert problem.batch is not None
         return problem.batch, "slo"
     # A fixed point above demand * SLO has a TPOT above the SLO: no need to look further.
-    by_slo = int(problem.demand * problem.slo_ms / 1e3) + 1
+    by_slo = int(min(problem.demand * problem.slo_ms / 1e3, problem.max_batch)) + 1
     return min((by_slo, "slo"), (n_a * problem.capacity, "attention_memory"), (problem.max_batch, "max_batch"))
 
 
