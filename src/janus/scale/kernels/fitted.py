@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 from typing import NamedTuple
 
@@ -103,9 +103,13 @@ class KernelSet:
         found = modules or cores
         return self._part(min(found, key=lambda k: k.error), True, gpu, model.dense_dtype) if found else None
 
+    def _measured_on(self, gpu: Hardware) -> bool:
+        """Is it this card, whatever it costs?"""
+        return replace(gpu, usd_per_hour=self.hardware.usd_per_hour) == self.hardware
+
     def _part(self, kernel: Kernel, same_shape: bool, gpu: Hardware, dtype: str) -> Part:
         measured_on, off = self.hardware.name, f"{100 * kernel.error:.0f} % off on unseen rows"
-        if gpu != self.hardware:
+        if not self._measured_on(gpu):
             note = f"roofline: scaled from {measured_on} by peaks, {kernel.source} ({kernel.kind})"
             return Part(kernel.scaled(ratios(self.hardware, gpu, dtype)), False, note)
         if not same_shape:
@@ -135,7 +139,7 @@ class KernelSet:
             "in_node": sum(1e-9 / c["link_gb_per_s"] for c in near) / 2,
             "between_nodes": sum(1e-9 / c["network_gb_per_s"] for c in far) / 2,
         }
-        how = "fitted to" if gpu == self.hardware else "scaled by peaks from"
+        how = "fitted to" if self._measured_on(gpu) else "scaled by peaks from"
         note = f"roofline: links {how} DeepEP on {self.hardware.name}, routes as the exchange lists them"
         return Exchanged(alpha, beta, sum(start_far), note)
 
