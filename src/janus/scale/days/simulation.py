@@ -96,9 +96,9 @@ def simulate(
         raise JanusError("simulate.policy", f"give at least one policy, of {', '.join(POLICIES)}, or your own")
     for p in asked:
         known(p, POLICIES, "policy", "simulate.policy") if isinstance(p, str) else None
-    if options.get("progress") is not None and not callable(options["progress"]):
+    if (tell := options.get("progress")) is not None and not callable(tell):
         rule = "progress must be called with (done, total, policy)"
-        raise JanusError("simulate.range", f"{rule}, got {shown(options['progress'])}; leave it out")
+        raise JanusError("simulate.range", f"{rule}, got {shown(tell)}; leave it out")
     efficiency = _efficiency(options.get("per_gpu_efficiency"))
     stage = staged(check_requests(requests), asked, model, cluster, slo, trace, options)
     chosen = [named(p, stage, efficiency) if isinstance(p, str) else p for p in asked]

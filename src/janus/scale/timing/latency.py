@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 
@@ -131,7 +131,7 @@ class LatencyModel:
         if points := step_points(measurements, activation):
             base = cls.roofline(model, cluster, expert_cluster, efficiency=efficiency, cost=cost)
             return fitted_to(base, *points)
-        tables = measurements if isinstance(measurements, Tables) else Tables.read(measurements)
+        tables = measurements if isinstance(measurements, Tables) else Tables.read(cast(Any, measurements))
         kernels = KernelSet.fit(tables, measured_on)
         return cls.of_kernels(kernels, model, cluster, expert_cluster, efficiency=efficiency, cost=cost)
 
