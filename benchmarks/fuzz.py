@@ -25,7 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from janus.cli.trace import load_trace
 from janus.errors import JanusError
-from janus.scale import Cluster, ModelSpec, SavedPlan, plan
+from janus.scale import Cluster, LatencyModel, ModelSpec, SavedPlan, plan
+from janus.scale.timing.latency_file import to_dict
+from janus.scale.timing.scaled import ScaledLatencyModel, StepTerms
+from janus.scale.timing.terms import Activated
 from janus.types import Placement, RequestTrace, RoutingTrace, Topology, read_expert_counts
 
 DEADLINE_S = 10.0
@@ -89,6 +92,7 @@ def seeds(folder: Path) -> list[Kind]:
     rate, lengths = servegen()
     return [
         *(Kind(f"plan, {name}", data, use_plan) for name, data in plans().items()),
+        Kind("latency model", latency(), use_latency),
         Kind("placement", (folder / "p.json").read_bytes(), Placement.load),
         Kind("topology", (folder / "t.json").read_bytes(), Topology.load),
         Kind("routing trace", (folder / "routing.npz").read_bytes(), use_routing),
@@ -135,6 +139,12 @@ def plans() -> dict[str, bytes]:
     return {name: json.dumps(value.to_dict()).encode() for name, value in made.items()}
 
 
+def latency() -> bytes:
+    """A model fitted to one whole step, terms and all."""
+    base = LatencyModel.roofline(ModelSpec.from_config("olmoe-1b-7b"), Cluster("h100-sxm"))
+    return json.dumps(to_dict(ScaledLatencyModel(base, StepTerms(1.5, 2.0, 0.1), ["1A1E at B = 64"]))).encode()
+
+
 def config() -> bytes:
     from importlib.resources import files
 
@@ -155,6 +165,11 @@ def npz(arrays: dict[str, Any], *, pickled: bool = False) -> bytes:
 def use_plan(path: Path) -> Any:
     found = SavedPlan.load(path)
     return found.gpus, found.batch, found.tpot_ms, found.verdict, found.topology, found.placement
+
+
+def use_latency(path: Path) -> Any:
+    found = LatencyModel.load(path)
+    return found.breakdown(4, 400, 8, Activated(5.0, 30.0), 100.0).tpot, found.provenance
 
 
 def use_routing(path: Path) -> Any:

@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus import JanusError, Placement
-from janus.scale import Autoscaler, Cluster, Hardware, ModelSpec, Observation, Tuning
+from janus.scale import Autoscaler, Cluster, Decision, Hardware, ModelSpec, Observation, Tuning, simulate
+from janus.scale.online.cheapest import cheapest
 from janus.scale.online.drift import halves, shares, stretched
 from janus.scale.online.migration import Migration
 from janus.scale.search.reference import judge
-from janus.scale.search.solve import evaluate
-from janus.types import Slo
+from janus.scale.search.solve import evaluate, pick, search
+from janus.types import RequestTrace, Slo
 
 HEADROOM = 1.1
 LIMITS = {"max_attention": 5, "max_experts": 5, "max_batch": 128, "slots": 6, "context_cv": 0.0}
@@ -220,6 +221,126 @@ def test_an_impossible_objective_is_infeasible_not_an_error(tiny, cards, skewed)
     assert "slo binds" in decision.reason
 
 
+@pytest.mark.parametrize(("gpus", "most"), [(None, 10), (10, 10), (9, 9), (6, 6), (4, 4)])
+def test_the_infeasible_answer_stays_within_the_cluster(made, gpus, most):
+    scaler = copy.deepcopy(made)
+    owned = replace(scaler._base.latency.cluster, gpus=gpus)
+    scaler._base = replace(scaler._base, latency=scaler._base.latency.owned(owned, owned))
+    decision = run(scaler, [200_000])[0]
+    assert decision.action == "infeasible"
+    assert decision.gpus == most
+    assert decision.n_experts >= 3  # they hold every expert
+
+
+def test_too_few_gpus_for_the_load_bind(made):
+    """A load that five GPUs serve, on a cluster of four: the answer names the cluster."""
+    scaler = copy.deepcopy(made)
+    owned = replace(scaler._base.latency.cluster, gpus=4)
+    free = run(copy.deepcopy(made), [10_000])[0]
+    scaler._base = replace(scaler._base, latency=scaler._base.latency.owned(owned, owned))
+    assert free.gpus > 4
+    decision = run(scaler, [10_000])[0]
+    assert (decision.action, decision.gpus) == ("infeasible", 4)
+    assert "cluster_gpus binds" in decision.reason
+
+
+def test_a_cluster_that_cannot_hold_the_experts_is_refused(tiny, cards, skewed):
+    with pytest.raises(JanusError, match=r"4 card GPUs are needed, the cluster has 3"):
+        Autoscaler(tiny, replace(cards, gpus=3), slo=2.5, trace=skewed(4, 16), context=400, demand=100, **LIMITS)
+
+
+def test_the_spread_of_the_lengths_seen_is_planned_for(made):
+    """At one demand the same pools hold alike requests, and fail with widely spread ones."""
+    scaler = copy.deepcopy(made)
+    scaler._base = replace(scaler._base, percentile=99.0)
+    tails = [evaluate(scaler._problem(Observation(0, 1500, 400, None, cv)), 1, 3).tail_ms for cv in (None, 0.0, 3.0)]
+    assert tails[0] == tails[1] < tails[2]
+    alike, spread = (copy.deepcopy(scaler).decide(Observation(0, 1500, 400, context_cv=cv)) for cv in (0.0, 20.0))
+    assert alike.action == "scale"
+    assert (spread.gpus, spread.action) != (alike.gpus, alike.action)
+
+
+def test_the_widest_spread_of_the_last_windows_counts(made):
+    scaler = copy.deepcopy(made)
+    for i, cv in enumerate((0.5, 2.0, None)):
+        scaler._learn(Observation(i, 1000, 400, context_cv=cv))
+    assert scaler._worst().context_cv == 2.0
+
+
+@pytest.mark.parametrize("objective", ["gpus", "usd"])
+@pytest.mark.parametrize("demand", [100.0, 3000.0, 9000.0, 16_000.0, 200_000.0])
+def test_the_ordered_search_chooses_what_the_full_one_does(made, objective, demand):
+    base = made._base
+    cards = [Cluster(replace(base.latency.cluster.gpu, usd_per_hour=p)) for p in (3.0, 1.1)]
+    problem = replace(base, latency=base.latency.owned(*cards), demand=demand, objective=objective)
+    for most in (10, 6, 4):
+        every = tuple(c for c in search(problem) if c.gpus <= most)
+        best, tried = cheapest(problem, most)
+        assert best == pick(every, objective)
+        if best is None:
+            assert {c.name for c in tried} == {c.name for c in every}
+
+
+def test_headroom_may_be_one_of_the_lengths_too(tiny, cards, skewed):
+    args = {"slo": Slo(2.5, 50), "trace": skewed(4, 16), "context": 400, "demand": 3000, **LIMITS}
+    one, two = (Autoscaler(tiny, cards, headroom=h, **args) for h in (1.5, (1.5, 3.0)))
+    seen = Observation(0, 1000, 400)
+    assert (one._problem(seen).demand, one._problem(seen).context) == (1500, 400)
+    assert (two._problem(seen).demand, two._problem(seen).context) == (1500, 1200)
+
+
+@pytest.mark.parametrize("demand", [0.0, 5e-324, 1e308])
+@pytest.mark.parametrize("context", [1e-300, 1.0, 1e15, 1e308])
+def test_any_observation_there_can_be_has_an_answer(made, demand, context):
+    scaler = copy.deepcopy(made)
+    for i, cv in enumerate((None, 0.0, 1e308)):
+        decision = scaler.decide(Observation(i * WINDOW_S, demand, context, context_cv=cv))
+        assert decision.gpus <= 10
+
+
+def test_it_is_a_policy_of_a_simulated_day(tiny, cards, skewed):
+    """Demand rises and falls: it grows, shrinks again, loses nobody, and pays less than its largest pools all day."""
+    rng, rates = np.random.default_rng(0), np.repeat([2, 80, 2, 2, 2, 2], 20)
+    times = np.sort(np.concatenate([i + rng.uniform(0, 1, n) for i, n in enumerate(rates)]))
+    day = RequestTrace(times, rng.integers(50, 600, len(times)), rng.integers(50, 300, len(times)), duration_s=120)
+    options = {name: LIMITS[name] for name in ("max_attention", "max_experts", "max_batch", "slots")}
+    scaler = Autoscaler(
+        tiny,
+        cards,
+        slo=Slo(5),
+        trace=skewed(4, 16),
+        context=450,
+        tuning=Tuning(horizon_s=20.0, startup_s=0.1),
+        **LIMITS,
+    )
+    found = simulate(
+        day, [scaler, Fixed(5, 5)], model=tiny, cluster=cards, slo=Slo(5), trace=skewed(4, 16), window_s=20.0, **options
+    )
+    ours, most = found["janus"], found["fixed"]
+    assert np.isfinite(ours.finished_s).all()
+    assert ours.tokens == int((day.output_tokens - 1).sum())
+    assert {d.action for d in ours.decisions} >= {"scale", "keep"}
+    assert ours.gpus.max() > ours.gpus[0]
+    assert ours.gpus[-1] < ours.gpus.max()
+    assert ours.gpu_hours < 0.8 * most.gpu_hours
+    assert (scaler.pools.n_attention, scaler.pools.n_experts) == (
+        ours.decisions[-1].n_attention,
+        ours.decisions[-1].n_experts,
+    )
+
+
+class Fixed:
+    """The same pools all day."""
+
+    name = "fixed"
+
+    def __init__(self, n_attention, n_experts):
+        self.sizes = n_attention, n_experts
+
+    def decide(self, observation):
+        return Decision(observation.time_s, "keep", *self.sizes)
+
+
 # ---- routing
 
 
@@ -351,6 +472,8 @@ def test_counts_of_another_model_are_refused(scaler, skewed):
         ({"headroom": 0.9}, "headroom"),
         ({"demand": float("nan")}, "demand"),
         ({"tuning": 3}, "Tuning"),
+        ({"max_batch": 0}, "max_batch"),
+        ({"max_batch": "a"}, "max_batch"),
         ({"batch": 8}, "an option of Autoscaler"),
         ({"patience": 8}, "an option of Autoscaler"),
         ({"max_experts": 2}, r"2 \* 6 = 12"),

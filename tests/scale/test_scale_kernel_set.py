@@ -5,7 +5,7 @@ import re
 import pytest
 
 from janus import JanusError
-from janus.scale import Cluster, LatencyModel, ModelSpec
+from janus.scale import Cluster, Hardware, LatencyModel, ModelSpec
 from janus.scale.kernels.fitted import KernelSet, ratios
 from janus.scale.kernels.tables import Tables
 from janus.scale.timing.latency import Activated, Efficiency
@@ -49,6 +49,13 @@ def test_provenance_names_kernel_card_and_error(v3):
     assert re.match(r"interpolated: deepep \(moe_decode\) on h200-sxm, \d+ % off", said["moe"])
     assert said["comm"].startswith("roofline: links fitted to DeepEP on h200-sxm")
     assert said["other"].startswith("roofline: datasheet of h200-sxm, default")
+
+
+def test_the_price_of_a_card_changes_no_time(kernels, v3):
+    priced = Cluster(Hardware.preset("h200-sxm", usd_per_hour=3.5))
+    again = LatencyModel.of_kernels(kernels, v3.model, priced)
+    assert again.provenance == v3.provenance
+    assert again.tpot(2, 8, 64, 2000, Fixed()) == v3.tpot(2, 8, 64, 2000, Fixed())
 
 
 def test_a_step_adds_the_fitted_parts_up(v3):

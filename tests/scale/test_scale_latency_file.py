@@ -8,9 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from janus import JanusError
-from janus.scale import Cluster, Efficiency, LatencyModel, ModelSpec
+from janus.scale import Cluster, Efficiency, Hardware, LatencyModel, ModelSpec
+from janus.scale.timing.exchange import ExchangeCost
 from janus.scale.timing.latency import Activated
 from janus.scale.timing.latency_file import from_dict, to_dict
+from janus.scale.timing.scaled import ScaledLatencyModel, StepTerms
 
 
 class Fixed:
@@ -30,11 +32,18 @@ def plain():
     return LatencyModel.roofline(ModelSpec.from_config("gpt-oss-20b"), cluster, efficiency=Efficiency(memory=0.7))
 
 
-@pytest.mark.parametrize("which", ["fitted", "plain"])
+@pytest.fixture(scope="module")
+def scaled(fitted):
+    inner = ScaledLatencyModel(fitted, StepTerms(1.7, 4.0, 0.5), ["1A6E at B = 64"])
+    return ScaledLatencyModel(inner, StepTerms(0.9, 0.0, 0.25))
+
+
+@pytest.mark.parametrize("which", ["fitted", "plain", "scaled"])
 def test_a_file_holds_everything(which, request, tmp_path):
     before = request.getfixturevalue(which)
     before.save(tmp_path / "latency.json")
     after = LatencyModel.load(tmp_path / "latency.json")
+    assert type(after) is type(before)
     assert (after.model, after.cluster, after.expert_cluster) == (before.model, before.cluster, before.expert_cluster)
     assert after.efficiency == before.efficiency
     assert after.provenance == before.provenance
@@ -47,6 +56,54 @@ def test_a_file_holds_everything(which, request, tmp_path):
 def test_a_file_names_its_format(plain, tmp_path):
     plain.save(tmp_path / "latency.json")
     assert json.loads((tmp_path / "latency.json").read_text())["format"] == "janus.latency/1"
+
+
+def test_a_scaled_model_keeps_its_terms_their_points_and_its_price(scaled, tmp_path):
+    owned = Cluster(Hardware.preset("h200-sxm", usd_per_hour=7.0), gpus=24)
+    scaled.owned(owned, owned).save(tmp_path / "latency.json")
+    after = LatencyModel.load(tmp_path / "latency.json")
+    assert after.terms == scaled.terms
+    assert (after.base.terms, after.base.points) == (scaled.base.terms, ("1A6E at B = 64",))
+    assert after.cluster == after.expert_cluster == owned
+    assert after.tpot(2, 4, 64, 999.0, Fixed()) == scaled.tpot(2, 4, 64, 999.0, Fixed())
+
+
+class Slower(LatencyModel):
+    pass
+
+
+class Free(ExchangeCost):
+    pass
+
+
+def test_what_a_file_cannot_bring_back_is_not_written(plain, tmp_path):
+    args = plain.model, plain.cluster, plain.efficiency
+    free = LatencyModel(*args, Free(plain.cost.model, 4))
+    for other in (Slower(*args, plain.cost), free, ScaledLatencyModel(free, StepTerms())):
+        with pytest.raises(JanusError, match=r"latency\.file.*not a (Slower|Free)"):
+            other.save(tmp_path / "latency.json")
+    assert not (tmp_path / "latency.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "reason"),
+    [
+        ((), {}, "scaled must be a list of 1 to 8 objects"),
+        ((), [], "scaled must be a list of 1 to 8 objects, got 0"),
+        ((0,), 3, "scaled[0] must be a JSON object"),
+        ((0, "scale"), 0, "scaled[0] must have scale > 0"),
+        ((0, "scale"), float("nan"), "scaled[0].scale must be a finite number"),
+        ((1, "request_us"), -1, "scaled[1] must have scale > 0, request_us >= 0"),
+        ((1, "row_us"), ..., "missing: ['row_us']"),
+        ((0, "points"), ..., "scaled[0].points must be a list"),
+        ((0, "points"), [3], "scaled[0].points must be a str"),
+    ],
+)
+def test_nonsense_in_the_terms_is_refused(scaled, path, value, reason):
+    with pytest.raises(JanusError) as caught:
+        from_dict(changed(to_dict(scaled), ("scaled", *path), value))
+    assert caught.value.code == "latency.file"
+    assert reason in caught.value.message
 
 
 def changed(data, path, value):
@@ -149,8 +206,8 @@ def test_a_kernel_of_a_shape_without_size_is_refused(fitted, size):
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_broken_field_raises_anything_but_a_janus_error(fitted, data):
-    whole = to_dict(fitted)
+def test_no_broken_field_raises_anything_but_a_janus_error(scaled, data):
+    whole = to_dict(scaled)
     broken = changed(whole, data.draw(st.sampled_from(list(leaves(whole)))), data.draw(JUNK))
     try:
         latency = from_dict(broken)

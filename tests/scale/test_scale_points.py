@@ -160,3 +160,26 @@ def test_fits_refuse_what_is_no_point(base):
         StepPoint.of_throughput("1A6E", B=64, s_ctx=144, tokens_per_gpu_s=0)
     with pytest.raises(JanusError, match=r"points.range"):
         StepPoint.of_throughput("1A6E", B=0, s_ctx=144, tokens_per_gpu_s=99)
+
+
+def test_fit_takes_whole_steps(base):
+    fitted = LatencyModel.fit(paper(), model=base.model, cluster=base.cluster, activation=Saturated())
+    assert isinstance(fitted, ScaledLatencyModel)
+    assert fitted.terms == fitted_to(base, paper(), Saturated()).terms
+    one = LatencyModel.fit(paper()[0], model=base.model, cluster=base.cluster, activation=Saturated())
+    assert one.points == ("1A6E at B = 64",)
+
+
+@pytest.mark.parametrize(
+    ("points", "activation", "code"),
+    [
+        (paper(), None, "points.activation"),
+        ("tables.csv", Saturated(), "points.activation"),
+        ([], Saturated(), "points.activation"),
+        ([*paper(), "2A6E"], Saturated(), "points.kind"),
+    ],
+)
+def test_fit_refuses_steps_without_an_activation_and_one_without_steps(base, points, activation, code):
+    with pytest.raises(JanusError) as caught:
+        LatencyModel.fit(points, model=base.model, cluster=base.cluster, activation=activation)
+    assert caught.value.code == code

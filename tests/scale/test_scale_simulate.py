@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus.errors import JanusError
-from janus.scale import simulate
+from janus.scale import Cluster, LatencyModel, ModelSpec, simulate
 from janus.scale.days.playing import play
 from janus.scale.days.policy import POLICIES
 from janus.scale.days.reference import replay
@@ -266,6 +266,12 @@ def wrong(**changed):
         ({"threads": 0}, "simulate.range", "threads"),
         ({"cluster": "h100-sxm"}, "scale.cluster", "Cluster"),
         ({"speed": 3}, "simulate.option", "speed"),
+        ({"latency": 3}, "simulate.latency", "LatencyModel"),
+        ({"progress": 3}, "simulate.range", "progress"),
+        ({"per_gpu_efficiency": 0.5}, "simulate.range", "dict of policy names"),
+        ({"window_s": 1e-6}, "simulate.range", "at most 100000 windows"),
+        ({"requests": RequestTrace([0.0, 1e12], [1, 1], [2, 2])}, "simulate.range", "at most 100000 windows"),
+        ({"trace": [range(1, 33)]}, "routing.model", "32 experts"),
     ],
 )
 def test_mistakes_are_refused(olmoe, small_cluster, skewed, changed, code, words):
@@ -286,3 +292,54 @@ def test_a_policy_that_answers_something_else_is_named(stage_of):
 
     with pytest.raises(JanusError, match=r"broken.decide must return a Decision"):
         play(stage_of(ONE), Broken())
+
+
+def test_times_of_another_model_or_card_are_refused(olmoe, small_cluster, skewed):
+    args = {"model": olmoe, "cluster": small_cluster, "slo": 20, "trace": skewed(16, 64), **SMALL}
+    other = ModelSpec.from_config("gpt-oss-20b")
+    for latency in (LatencyModel.roofline(other, small_cluster), LatencyModel.roofline(olmoe, Cluster("h200-sxm"))):
+        with pytest.raises(JanusError, match=r"simulate\.latency.*what is simulated"):
+            simulate(ONE, "janus", latency=latency, **args)
+
+
+def test_the_price_is_the_clusters_not_that_of_the_times(olmoe, small_cluster, skewed):
+    priced = Cluster(replace(small_cluster.gpu, usd_per_hour=2.0), gpus_per_node=small_cluster.node_size)
+    args = {"model": olmoe, "slo": 20, "trace": skewed(16, 64), **SMALL}
+    latency = LatencyModel.roofline(olmoe, replace(priced, hardware=replace(priced.gpu, usd_per_hour=None)))
+    day = simulate(ONE, "janus", cluster=priced, latency=latency, **args)
+    assert day.usd == pytest.approx(2 * day.gpu_hours)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"copies": lambda n_a, n_e: 0}, {"copies": lambda n_a, n_e: "x"}, {"efficiency": 0}, {"efficiency": math.nan}],
+)
+def test_a_policy_with_odd_copies_or_efficiency_is_named(stage_of, odd):
+    policy = Scripted([(2, 4)])
+    vars(policy).update(odd)
+    with pytest.raises(JanusError, match=r"simulate\.policy.*of policy scripted"):
+        play(stage_of(ONE), policy)
+
+
+@pytest.mark.parametrize("slo", [20.0, 1e-3])
+@pytest.mark.parametrize("gpus", [8, 9, 13])
+@pytest.mark.parametrize("name", ["janus", "megascale", "static", "xdeepserve", "monolithic"])
+def test_no_built_in_policy_asks_for_more_gpus_than_the_cluster_has(olmoe, small_cluster, skewed, name, gpus, slo):
+    count = 3000 if slo < 1 else 60
+    busy = RequestTrace(np.linspace(0, 3.9, count), [300] * count, [40] * count, duration_s=4.0)
+    args = {"model": olmoe, "cluster": replace(small_cluster, gpus=gpus), "slo": slo, "trace": skewed(16, 64)}
+    day = simulate(busy, name, **args, **SMALL | {"tiers": (4, 8)})
+    for d in day.decisions:
+        assert (d.n_attention if day.colocated else d.gpus) <= gpus
+        assert (d.action == "infeasible") == (slo < 1)
+    if slo < 1 and name == "janus":
+        assert {d.gpus for d in day.decisions} == {min(gpus, 10)}
+
+
+def test_a_cluster_too_small_for_the_experts_is_refused(olmoe, small_cluster, skewed):
+    args = {"model": olmoe, "cluster": replace(small_cluster, gpus=2), "slo": 20, "trace": skewed(16, 64), **SMALL}
+    with pytest.raises(JanusError, match=r"scale\.cluster.*the cluster has 2"):
+        simulate(ONE, "janus", **args)
+    args["cluster"] = replace(small_cluster, gpus=4)
+    with pytest.raises(JanusError, match="no pools of this policy fit"):
+        simulate(ONE, "xdeepserve", **args)

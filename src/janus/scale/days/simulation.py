@@ -18,6 +18,7 @@ from janus.scale.days.timeline import Timeline
 from janus.scale.hardware import Cluster, positive
 from janus.scale.model import ModelSpec
 from janus.types import RequestTrace, RoutingTrace, Slo
+from janus.types.checks import instance, shown
 
 
 @overload
@@ -95,6 +96,9 @@ def simulate(
         raise JanusError("simulate.policy", f"give at least one policy, of {', '.join(POLICIES)}, or your own")
     for p in asked:
         known(p, POLICIES, "policy", "simulate.policy") if isinstance(p, str) else None
+    if (tell := options.get("progress")) is not None and not callable(tell):
+        rule = "progress must be called with (done, total, policy)"
+        raise JanusError("simulate.range", f"{rule}, got {shown(tell)}; leave it out")
     efficiency = _efficiency(options.get("per_gpu_efficiency"))
     stage = staged(check_requests(requests), asked, model, cluster, slo, trace, options)
     chosen = [named(p, stage, efficiency) if isinstance(p, str) else p for p in asked]
@@ -119,7 +123,11 @@ def _played(stage: Stage, policies: Sequence[Any], options: SimulateOptions) -> 
 
 
 def _efficiency(given: Mapping[str, float] | None) -> Mapping[str, float]:
-    for name, value in (given or {}).items():
+    if given is None:
+        return {}
+    rule = "per_gpu_efficiency must be a dict of policy names and shares"
+    instance(given, Mapping, rule, "simulate.range", "like {'monolithic': 0.5}")
+    for name, value in given.items():
         known(name, POLICIES, "a policy of per_gpu_efficiency", "simulate.policy")
         positive(value, f"per_gpu_efficiency of {name}", "simulate.range")
-    return given or {}
+    return given

@@ -13,6 +13,7 @@ from functools import cache, cached_property
 
 import numpy as np
 
+from janus.errors import JanusError
 from janus.scale.days.littles_law import crossing, meeting, turning
 from janus.scale.days.steptimes import FloatArray, StepTimes
 from janus.scale.search.memory import attention_capacity, gate_bytes, slot_bytes
@@ -78,10 +79,14 @@ class Sizer:
         times: the tables.
         max_attention, max_experts: largest pools of one deployment.
         copies: most deployments side by side.
+        gpus: most GPUs of all copies; None for any number.
     """
 
-    def __init__(self, times: StepTimes, max_attention: int, max_experts: int, copies: int = 1) -> None:
+    def __init__(
+        self, times: StepTimes, max_attention: int, max_experts: int, copies: int = 1, gpus: int | None = None
+    ) -> None:
         self.copies = copies
+        self.gpus = 2 * copies * (max_attention + max_experts) if gpus is None else gpus
         self.times, self.max_attention, self.max_experts = times, max_attention, max_experts
         self.knots = times.knots
 
@@ -115,11 +120,11 @@ class Sizer:
         best: Sized | None = None
         for copies in range(1, self.copies + 1):
             most = -(-best.gpus // copies) - 1 if best else self.max_attention + self.max_experts
-            one = find(need.shared(copies), step, most)
+            one = find(need.shared(copies), step, min(most, self.gpus // copies))
             if one:
                 sizes = one.n_a * copies, one.n_e * copies
                 best = Sized(*sizes, one.batch * copies, one.tpot_ms, copies=copies)
-        return best or self._largest(step)
+        return best or self._largest(need, step)
 
     def _smallest(self, need: Need, step: int, most: int) -> Sized | None:
         if most <= self.times.least:
@@ -144,12 +149,15 @@ class Sizer:
 
     def tier(self, need: Need, tiers: tuple[int, ...], efficiency: float) -> Sized:
         """The smallest whole-model tier that serves the need, else the fewest copies of the largest."""
+        tiers = tuple(width for width in tiers if width <= self.gpus)
+        if not tiers:
+            raise JanusError("scale.cluster", f"no tier fits in the cluster's {self.gpus} GPUs; give smaller tiers")
         for width in tiers:
             found = self.colocated(need, width, 1, efficiency)
             if found:
                 return found
         width = tiers[-1]
-        most = max(1, self.copies * (self.max_attention + self.max_experts) // width)
+        most = max(1, min(self.copies * (self.max_attention + self.max_experts), self.gpus) // width)
         for copies in range(2, most + 1):
             found = self.colocated(need, width, copies, efficiency)
             if found:
@@ -230,6 +238,23 @@ class Sizer:
         limit = abs(surplus(closest)) + BALANCED * times_ms(closest)[0]
         return sizes[bisect.bisect_left(range(closest), True, key=lambda i: surplus(i) <= limit)]
 
-    def _largest(self, step: int) -> Sized:
-        n_a, n_e = (most // step * step * self.copies for most in (self.max_attention, self.max_experts))
-        return Sized(n_a, n_e, float("nan"), float("nan"), feasible=False, copies=self.copies)
+    def _largest(self, need: Need, step: int) -> Sized:
+        """All copies of both largest pools; with fewer GPUs one copy of them all, split for the shortest step."""
+        n_a, n_e = (most // step * step for most in (self.max_attention, self.max_experts))
+        if (n_a + n_e) * self.copies <= self.gpus:
+            sizes = n_a * self.copies, n_e * self.copies
+            return Sized(*sizes, float("nan"), float("nan"), feasible=False, copies=self.copies)
+        sizes_a = self._sizes(1, min(n_a, self.gpus - self.times.least), step)
+        pairs = [(a, min(n_e, (self.gpus - a) // step * step)) for a in sizes_a]
+        pairs = [(a, e) for a, e in pairs if e >= self.times.least]
+        if not pairs:
+            seen = f"{self.gpus} GPUs, {self.times.least} of them for the experts, in steps of {step}"
+            raise JanusError("scale.cluster", f"no pools of this policy fit in the cluster; {seen}")
+        most = max(a + e for a, e in pairs)
+
+        def step_ms(pair: tuple[int, int]) -> float:
+            limit = max(1.0, min(self.room(pair[0], need), need.demand * need.slo_ms / 1e3))
+            return float(np.interp(limit, self.knots, self.steps(pair[0], self.times.rest(*pair), need)))
+
+        best = min((p for p in pairs if sum(p) == most), key=step_ms)
+        return Sized(*best, float("nan"), float("nan"), feasible=False)

@@ -14,8 +14,10 @@ from janus.scale.days.sizing import Sizer
 from janus.scale.days.stepping_state import Pools
 from janus.scale.days.steptimes import Curve, StepTimes
 from janus.scale.days.workload import Workload
+from janus.scale.hardware import positive
 from janus.scale.search.memory import gate_bytes, request_bytes, slot_bytes
 from janus.types import RequestTrace, Slo
+from janus.types.checks import integer
 
 LONGEST_OUTPUT = 2**22  # tokens: the ring of finishing steps has as many places
 
@@ -90,10 +92,15 @@ class Stage:
         copies = policy.copies(n_a, n_e) if hasattr(policy, "copies") else 1
         if colocated and not hasattr(policy, "copies"):
             copies = 1 if n_a in self.tiers else max(1, n_a // self.tiers[-1])
+        what = f"copies({n_a}, {n_e}) of policy {policy.name}"
+        integer(copies, what, "simulate.policy", low=1)
+        efficiency = positive(
+            getattr(policy, "efficiency", 1.0), f"efficiency of policy {policy.name}", "simulate.policy"
+        )
         if n_a % copies or n_e % copies or (colocated and n_a // copies not in self.tiers):
             rule = "every copy must have as many instances, and as many GPUs as a tier where it is colocated"
             raise JanusError("simulate.policy", f"{rule}; got {n_a} and {n_e} in {copies} copies, tiers {self.tiers}")
-        return Layout(colocated, copies, float(getattr(policy, "efficiency", 1.0)))
+        return Layout(colocated, copies, float(efficiency))
 
     def pools(self, serving: tuple[int, int], target: tuple[int, int], layout: Layout) -> Pools:
         """What serves and what is paid while a change to `target` is under way (or none is: the same pools)."""

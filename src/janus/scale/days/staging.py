@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 COMMON_BATCH = (
     2048  # measured even where the demand is small: beyond its largest batch a table says that all slots are read
 )
+MOST_WINDOWS = 100_000  # three years of quarters of an hour
 FORECASTS = ("last", "recent", "oracle")
 
 
@@ -105,12 +106,18 @@ def staged(
         positive(start_s, "start_s (seconds, or 0)", code)
     whole(options.get("threads", 1), "threads", code)
     tiers = _tiers(options.get("tiers", (16, 32, 64)), model)
+    if requests.duration_s / window_s > MOST_WINDOWS:
+        rule = f"at most {MOST_WINDOWS} windows are simulated"
+        seen = f"{requests.duration_s:g} s in windows of {window_s:g} s"
+        raise JanusError(code, f"{rule}; got {seen}; take longer windows or a part of the trace (RequestTrace.window)")
     load = Workload.of(requests, window_s)
     problem = _problem(model, cluster, routing, slo, load, options)
     table = colocated_table(problem.table, tiers, model.experts, any(_whole(p) for p in policies))
     times = StepTimes(problem, table)
     copies = whole(options.get("copies", 4), "copies", code)
-    sizer = Sizer(times, problem.max_attention, problem.max_experts, copies)
+    if short := problem.lacking(1, times.least):
+        raise JanusError("scale.cluster", f"one attention instance and the experts must find room; {short}")
+    sizer = Sizer(times, problem.max_attention, problem.max_experts, copies, cluster.gpus)
     forecast = options.get("forecast", "last")
     if not callable(forecast):
         known(forecast, FORECASTS, "forecast (or a function of past demands)", "simulate.forecast")
@@ -130,7 +137,7 @@ def _problem(
     for name, value in limits.items():
         whole(value, name, code)
     max_batch = whole(options.get("max_batch", 16384), "max_batch", code)
-    latency = options.get("latency") or LatencyModel.roofline(model, cluster)
+    latency = _latency(options.get("latency"), model, cluster)
     slots = _slots(model, cluster, options.get("slots"), max_batch)
     least = math.ceil(model.experts / slots)
     if least > limits["max_experts"]:
@@ -159,6 +166,19 @@ def _problem(
         max_batch=max_batch,
         prefill=None,
     )
+
+
+def _latency(given: LatencyModel | None, model: ModelSpec, cluster: Cluster) -> LatencyModel:
+    """The one given, if it times this model on these GPUs; prices and numbers are the cluster's."""
+    if given is None:
+        return LatencyModel.roofline(model, cluster)
+    remedy = "make one with LatencyModel.roofline(model, cluster), or leave it out"
+    instance(given, LatencyModel, "latency must be a janus.scale.LatencyModel", "simulate.latency", remedy)
+    if given.model != model or not all(c.alike(cluster) for c in (given.cluster, given.expert_cluster)):
+        rule = f"latency must be of {model.name} on {cluster.gpu.name} in both pools, which is what is simulated"
+        said = f"it is of {given.model.name} on {given.cluster.gpu.name} and {given.expert_cluster.gpu.name}"
+        raise JanusError("simulate.latency", f"{rule}; {said}, or their fields differ; {remedy}")
+    return given.owned(cluster, cluster)
 
 
 def _slots(model: ModelSpec, cluster: Cluster, slots: int | None, max_batch: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import replace
 from typing import Any, Unpack
@@ -10,15 +11,16 @@ import numpy.typing as npt
 
 from janus.errors import JanusError, known
 from janus.scale.activation.batches import Routing
-from janus.scale.hardware import Cluster
+from janus.scale.hardware import Cluster, whole
 from janus.scale.model import ModelSpec
+from janus.scale.online.cheapest import cheapest, least_bad
 from janus.scale.online.decisions import Decision, Observation
 from janus.scale.online.drift import SIZES, Drift, DriftMeter, Instead, halves, shares, stretched, tpot_regret
 from janus.scale.online.migration import Migration, Pools
 from janus.scale.online.persistence import Persistence
 from janus.scale.online.tuning import Tuning
 from janus.scale.search.problems import Headroom, Options, ask, problems, prompts
-from janus.scale.search.solve import CONSTRAINTS, Candidate, Problem, evaluate, pick, search
+from janus.scale.search.solve import CONSTRAINTS, Candidate, Problem, evaluate
 from janus.types import Placement, RoutingTrace, Slo
 from janus.types.checks import instance
 
@@ -29,8 +31,9 @@ class Autoscaler:
     Pools grow at once when they do not meet the objective for the demand observed, times `headroom`. They shrink when
     fewer GPUs would have served each of the last `patience` windows and the GPU-seconds saved over `horizon_s` exceed
     those that the move takes. Experts are re-placed when the time it saves over `horizon_s` exceeds that of loading
-    them, less readily while routing swings back and forth (`Persistence`). Pools that `evaluate` rejects are never chosen; where all are rejected, the answer is the largest pools and
-    the rule that binds. The same observations give the same decisions.
+    them, less readily while routing swings back and forth (`Persistence`). Pools that `evaluate` rejects are never
+    chosen; where all are rejected, the answer is the largest pools that the cluster has GPUs for, and the rule that
+    binds. A window's `context_cv` takes the place of the option. The same observations give the same decisions.
 
     Args:
         model: a `ModelSpec`, or what `ModelSpec.from_config` takes.
@@ -41,7 +44,8 @@ class Autoscaler:
         context: mean KV length expected, tokens.
         demand: most output tokens/s expected: the table's batches go up to what it needs (beyond them every slot counts
             as active). Default: up to `max_batch`.
-        headroom: factor on the demand observed, >= 1: room for what comes before the next decision.
+        headroom: factor on the demand observed, >= 1: room for what comes before the next decision; or two, on the
+            demand and on the KV lengths.
         max_attention: largest attention pool.
         max_experts: largest expert pool.
         prefill: as in `plan`.
@@ -49,7 +53,8 @@ class Autoscaler:
         options: see `janus.scale.search.problems.Options`; all but `batch`.
 
     Raises:
-        JanusError: as `plan`, and ``scale.memory`` when the largest expert pool cannot hold the experts.
+        JanusError: as `plan`, and ``scale.memory`` or ``scale.cluster`` when the largest expert pool, or all GPUs of the
+            cluster, cannot hold the experts.
 
     Example:
         >>> few = {"max_attention": 2, "max_experts": 2, "max_batch": 64}
@@ -69,7 +74,7 @@ class Autoscaler:
         trace: RoutingTrace | npt.ArrayLike,
         context: float,
         demand: float | None = None,
-        headroom: float = 1.1,
+        headroom: float | tuple[float, float] = 1.1,
         max_attention: int = 64,
         max_experts: int = 64,
         prefill: str = "elsewhere",
@@ -81,9 +86,11 @@ class Autoscaler:
             known(option, set(Options.__annotations__) - {"batch"}, "an option of Autoscaler", "scale.option")
         model = model if isinstance(model, ModelSpec) else ModelSpec.from_config(model)
         slo = slo if isinstance(slo, Slo) else Slo(slo)
-        peak = options.get("max_batch", 16384) / slo.tpot_ms * 1e3 if demand is None else demand
+        max_batch = whole(options.get("max_batch", 16384), "max_batch", "scale.range")
+        peak = max_batch / slo.tpot_ms * 1e3 if demand is None else demand
+        self._headroom = Headroom.of(headroom)
         asked = ask(
-            model, cluster, trace, demand=peak, headroom=Headroom.of(headroom), slo=slo, context=context,
+            model, cluster, trace, demand=peak, headroom=self._headroom, slo=slo, context=context,
             max_attention=max_attention, max_experts=max_experts, prefill="elsewhere", options=options,
         )  # fmt: skip
         routing = asked.routing
@@ -91,7 +98,7 @@ class Autoscaler:
         _check_holds(self._base)
         self._prompts = (prefill, options.get("input_tokens"), options.get("output_tokens"))
         prompts(prefill, peak, *self._prompts[1:])
-        self._headroom, self._one_map = headroom, len(routing.counts) == 1
+        self._one_map = len(routing.counts) == 1
         popular, seed = shares(routing.counts, model.moe_layers), options.get("seed", 0)
         placing = options.get("placing", "janus")
         self._meter = DriftMeter(
@@ -168,12 +175,16 @@ class Autoscaler:
 
     def _problem(self, seen: Observation, stretch: float | None = None) -> Problem:
         """The planner's problem for one window; `stretch` on every pool size, or what is known of each."""
-        wanted = max(seen.demand * self._headroom, 1e-6)  # an idle service is planned for one request
+        # an idle service is planned for one request; beyond 1e15 products overflow, and nothing serves either
+        wanted = min(max(seen.demand * self._headroom.rate, 1e-6), 1e15)
+        load = {"demand": wanted, "context": seen.context * self._headroom.length}
+        if seen.context_cv is not None:
+            load["context_cv"] = float(seen.context_cv)
         likely = self._drift.followed if self._drift else 1.0
         factors, other = (self._factors, likely) if stretch is None else ({}, stretch)
         table = stretched(self._base.table, lambda n: factors.get(n, other))
         prefill = prompts(self._prompts[0], wanted, *self._prompts[1:])
-        return replace(self._base, demand=wanted, context=float(seen.context), table=table, prefill=prefill)
+        return replace(self._base, **load, table=table, prefill=prefill)
 
     def _held(self, seen: Observation, pools: Pools, stretch: float) -> Candidate:
         self._measure(pools.n_experts)
@@ -192,12 +203,10 @@ class Autoscaler:
 
     def _cheapest(self, seen: Observation, below: int | None = None) -> tuple[Candidate | None, tuple[Candidate, ...]]:
         """The fewest GPUs (fewer than `below`) that serve a window, on measured values alone; and all that was tried."""
-        base, most = self._base, below - 1 if below else 2**30
-        limits = {"max_attention": min(base.max_attention, most), "max_experts": min(base.max_experts, most)}
+        base = self._base
         while True:
-            problem = replace(self._problem(seen), **limits)
-            tried = tuple(c for c in search(problem) if c.gpus <= most)
-            best = pick(tried)
+            problem = self._problem(seen)
+            best, tried = cheapest(problem, below - 1 if below else base.max_attention + base.max_experts)
             if best is None or ((best.n_e, base.slots) in problem.table.rows and self._measured(best.n_e)):
                 return best, tried
             self._measure(best.n_e)
@@ -214,7 +223,8 @@ class Autoscaler:
         """One window as hard as each of the last `patience` ones."""
         last = self._recent[-1]
         most = {name: max(getattr(o, name) for o in self._recent) for name in ("demand", "context")}
-        return Observation(last.time_s, **most)
+        spreads = [o.context_cv for o in self._recent if o.context_cv is not None]
+        return Observation(last.time_s, **most, context_cv=max(spreads, default=None))
 
     def _grow(self, seen: Observation, why: str) -> Decision:
         """Pools for the hardest of the last windows, else for this one, else the largest."""
@@ -222,10 +232,10 @@ class Autoscaler:
             best, tried = self._cheapest(wanted)
             if best and not evaluate(self._problem(seen), best.n_a, best.n_e).rejected:
                 return self._scale(seen, best, f"{why}; {_tells(best)}")
-        a, e = self._base.max_attention, self._base.max_experts
         binding = max((c.rejected for c in tried if c.rejected), key=CONSTRAINTS.index)
         detail = next(c.detail for c in reversed(tried) if c.rejected == binding)
-        return self._scale(seen, Candidate(a, e), f"no pools are feasible, {binding} binds: {detail}", "infeasible")
+        most = Candidate(*least_bad(self._base, tried))
+        return self._scale(seen, most, f"no pools are feasible, {binding} binds: {detail}", "infeasible")
 
     def _mend(self, seen: Observation, held: Candidate, drift: Drift) -> Decision:
         """The pools fail: re-place if that is enough, else other pools."""
@@ -336,3 +346,6 @@ def _check_holds(problem: Problem) -> None:
         rule = f"the largest expert pool must hold all {experts} experts"
         seen = f"max_experts * C = {problem.max_experts} * {problem.slots} = {most}"
         raise JanusError("scale.memory", f"{rule}; {seen}; raise max_experts or slots, or use larger GPUs")
+    if short := problem.lacking(1, math.ceil(experts / problem.slots)):
+        rule = "one attention instance and the experts must find room"
+        raise JanusError("scale.cluster", f"{rule}; {short}; raise slots or the cluster's gpus")

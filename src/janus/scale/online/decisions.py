@@ -25,7 +25,8 @@ class Observation:
         context: mean KV length of the requests in flight, tokens, > 0.
         counts: numbers [L, E] or [E], how often each expert was chosen in the window, or None when it was not counted;
             kept as a read-only float64 copy. Without tokens in the window give None.
-        context_cv: standard deviation of the KV lengths over their mean, >= 0, or None when unknown.
+        context_cv: standard deviation of the KV lengths over their mean, >= 0, or None when unknown (then
+            the policy's own assumption holds).
 
     Raises:
         JanusError: ``scale.observation``.

@@ -6,11 +6,11 @@ excluded. A decode step gives every request in the batch one token, so its durat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from janus.scale.model import ModelSpec, dtype_bytes
 from janus.scale.timing.exchange import ExchangeCost
 from janus.scale.timing.terms import Activated, Activation, Breakdown, Efficiency
 from janus.sched import RooflineCost
+
+if TYPE_CHECKING:
+    from janus.scale.timing.points import StepPoint
 
 
 class LatencyModel:
@@ -98,7 +101,7 @@ class LatencyModel:
     @classmethod
     def fit(
         cls,
-        measurements: Tables | str | Path | Iterable[str | Path],
+        measurements: Tables | str | Path | Iterable[str | Path] | Sequence[StepPoint],
         *,
         model: ModelSpec,
         cluster: Cluster,
@@ -106,21 +109,29 @@ class LatencyModel:
         efficiency: Efficiency | None = None,
         cost: ExchangeCost | None = None,
         measured_on: Hardware | str | None = None,
+        activation: Activation | None = None,
     ) -> LatencyModel:
         """A model from kernel measurements; `provenance` says which part rests on which, the rest is the roofline.
 
         Args:
-            measurements: CSV files, a folder of them (see `janus.scale.kernels.tables`), or `Tables`.
+            measurements: CSV files, a folder of them (see `janus.scale.kernels.tables`), or `Tables`; or whole steps, a
+                list of `StepPoint`, to which the roofline is then fitted (see `fitted_to`).
             model, cluster, expert_cluster, efficiency: as for `roofline`.
             cost: of the exchange, e.g. measured by `janus.comm.Exchange.calibrate`; default DeepEP's link times where
                 the measurements hold them, else the datasheet's.
             measured_on: the card, where the tables name none that is known.
+            activation: of this model's routing, needed by `StepPoint`s and by nothing else.
 
         Raises:
-            JanusError: ``latency.table``, ``latency.device``, ``latency.kind``.
+            JanusError: ``latency.table``, ``latency.device``, ``latency.kind``; ``points.*`` for whole steps.
         """
+        from janus.scale.timing.points import fitted_to, step_points
+
         _check(model, cluster, expert_cluster)
-        tables = measurements if isinstance(measurements, Tables) else Tables.read(measurements)
+        if points := step_points(measurements, activation):
+            base = cls.roofline(model, cluster, expert_cluster, efficiency=efficiency, cost=cost)
+            return fitted_to(base, *points)
+        tables = measurements if isinstance(measurements, Tables) else Tables.read(cast(Any, measurements))
         kernels = KernelSet.fit(tables, measured_on)
         return cls.of_kernels(kernels, model, cluster, expert_cluster, efficiency=efficiency, cost=cost)
 

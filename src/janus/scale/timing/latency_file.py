@@ -20,6 +20,7 @@ from janus.scale.kernels.groups import KEYS
 from janus.scale.model import ModelSpec
 from janus.scale.timing.exchange import ExchangeCost
 from janus.scale.timing.latency import Efficiency, LatencyModel
+from janus.scale.timing.scaled import ScaledLatencyModel, StepTerms
 from janus.types.checks import instance, integer, number, shown
 from janus.types.files import read_json, reading, write_text
 
@@ -29,6 +30,7 @@ PARTS = ("attention", "moe", "comm", "other")
 LARGEST = 2**31  # no count in a model or a cluster comes near it
 EXTREME = 1e30  # nor does a number, or its inverse; products of a few stay finite
 SLOWEST_S, SLOWEST_BYTE_S = 1000.0, 1e-5  # of a message, of a byte: sums are whole femtoseconds of 64 bits
+MOST_SCALED = 8  # models scaled on top of each other; factors of 1e30 each would leave the finite numbers
 T = TypeVar("T")
 Json = dict[str, Any]
 
@@ -46,7 +48,26 @@ def read(path: str | Path) -> LatencyModel:
 
 
 def to_dict(latency: LatencyModel) -> Json:
-    """Plain values, for JSON."""
+    """Plain values, for JSON.
+
+    Raises:
+        JanusError: ``latency.file`` for a model or an exchange of somebody else's class: a file could not bring it back.
+    """
+    owned, terms = latency, []
+    while isinstance(latency, ScaledLatencyModel):
+        terms.append({**asdict(latency.terms), "points": list(latency.points)})
+        latency = latency.base
+    for part, kind in ((latency, LatencyModel), (latency.cost, ExchangeCost)):
+        if type(part) is not kind:
+            raise JanusError(
+                CODE, f"a file holds a {kind.__name__} as it is, not a {type(part).__name__}; keep it in memory"
+            )
+    return _plain_to_dict(latency.owned(owned.cluster, owned.expert_cluster)) | (
+        {"scaled": terms[::-1]} if terms else {}
+    )
+
+
+def _plain_to_dict(latency: LatencyModel) -> Json:
     cost, kernels = latency.cost, latency.kernels
     nodes = [cost.gpus_per_node, getattr(cost, "expert_gpus_per_node", cost.gpus_per_node)]
     return {
@@ -68,11 +89,12 @@ def from_dict(data: Any) -> LatencyModel:
     Raises:
         JanusError: with the field and the rule it breaks.
     """
-    data = _object(data, "a latency file")
+    data = dict(_object(data, "a latency file"))
     if data.get("format") != FORMAT:
         raise JanusError(
             CODE, f"format must be {FORMAT!r}, written by LatencyModel.save; got {shown(data.get('format'))}"
         )
+    scaled = _scaled(data.pop("scaled")) if "scaled" in data else []
     names = {"format", "model", "cluster", "expert_cluster", "efficiency", "cost", "comm_floor_us", "notes", "kernels"}
     _exactly(data, names, "a latency file")
     floor = _number(data["comm_floor_us"], "comm_floor_us")
@@ -82,7 +104,7 @@ def from_dict(data: Any) -> LatencyModel:
     for part, text in notes.items():
         known(part, PARTS, "a part in notes", CODE)
         instance(text, str, f"notes.{part} must be text", CODE, "say where the part's times come from")
-    return LatencyModel(
+    found = LatencyModel(
         record(ModelSpec, data["model"], "model"),
         record(Cluster, data["cluster"], "cluster"),
         record(Efficiency, data["efficiency"], "efficiency"),
@@ -92,6 +114,9 @@ def from_dict(data: Any) -> LatencyModel:
         floor,
         notes,
     )
+    for terms, points in scaled:
+        found = ScaledLatencyModel(found, terms, points)
+    return found
 
 
 def record(kind: type[T], data: Any, where: str) -> T:
@@ -105,6 +130,25 @@ def record(kind: type[T], data: Any, where: str) -> T:
     names = [f.name for f in fields(kind) if f.init]
     _exactly(data, set(names), where)
     return kind(**{name: _value(hints[name], data[name], f"{where}.{name}") for name in names})
+
+
+def _scaled(data: Any) -> list[tuple[StepTerms, list[str]]]:
+    """Terms and what they were fitted to, the innermost first."""
+    rule = f"scaled must be a list of 1 to {MOST_SCALED} objects"
+    listed = instance(data, list, rule, CODE, "use a file written by save")
+    if not 1 <= len(listed) <= MOST_SCALED:
+        raise JanusError(CODE, f"{rule}, got {len(listed)}")
+    found = []
+    for i, each in enumerate(listed):
+        where = f"scaled[{i}]"
+        fitted = dict(_object(each, where))
+        points = instance(fitted.pop("points", None), list, f"{where}.points must be a list", CODE, "give [] for none")
+        names = [_value(str, name, f"{where}.points") for name in points]
+        terms = record(StepTerms, fitted, where)
+        if terms.scale <= 0 or min(terms.request_us, terms.row_us) < 0:
+            raise JanusError(CODE, f"{where} must have scale > 0, request_us >= 0 and row_us >= 0, got {terms}")
+        found.append((terms, names))
+    return found
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

@@ -176,6 +176,22 @@ def left_out(
     )
 
 
+def step_points(measurements: Any, activation: Activation | None) -> tuple[Sequence[StepPoint], Activation] | None:
+    """What `fitted_to` takes, if `measurements` are whole steps; None if they are something else.
+
+    Raises:
+        JanusError: ``points.activation`` for steps without an activation, or an activation without steps.
+    """
+    given = (measurements,) if isinstance(measurements, StepPoint) else measurements
+    whole_steps = isinstance(given, (list, tuple)) and any(isinstance(point, StepPoint) for point in given)
+    if whole_steps != (activation is not None):
+        rule = (
+            "activation= (an ActivationTable with the points' pools) goes with a list of StepPoints, and they with it"
+        )
+        raise JanusError("points.activation", f"{rule}; got {shown(measurements)} and {shown(activation)}")
+    return (given, activation) if whole_steps and activation is not None else None
+
+
 def _features(latency: LatencyModel, p: StepPoint, activation: Activation) -> tuple[float, float, float]:
     """Milliseconds of the step, and of one microsecond per request and layer, and per row and MoE layer."""
     m, b = latency.model, -(-p.B // p.n_a)
