@@ -158,10 +158,10 @@ def fixed_points(step_ms: Callable[[Ints, Ints], npt.NDArray[Any]], demand: floa
 
     low, high = np.zeros_like(most), np.ones_like(most)  # f(low) < 0 where low > 0
     open_ = np.arange(len(most))
-    alone = demand * step_ms(open_, high) / 1e3
+    alone = wanted(open_, high)
     found = high >= alone
     # no step is shorter than that of one request: f < 0 at every power of two below demand * TPOT(1)
-    low = np.where(found, low, np.minimum(2 ** np.floor(np.log2(np.maximum(alone, 1))).astype(most.dtype), most))
+    low = np.where(found, low, np.minimum(2 ** np.floor(np.log2(np.clip(alone, 1, most))).astype(most.dtype), most))
     low = np.where(~found & (low >= alone), np.maximum(low // 2, 1), low)
     high = np.where(found, high, np.minimum(2 * low, most))
     open_ = np.flatnonzero(~found)
