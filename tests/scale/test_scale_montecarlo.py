@@ -138,3 +138,14 @@ def test_the_correlation_is_found_again(common):
     shared, own = rng.normal(size=(12, 1, 200)), rng.normal(size=shape)
     values = 50 + 3 * (common**0.5 * shared + (1 - common) ** 0.5 * own)
     assert summary(Seen(values, values), 4, together=True).correlation == pytest.approx(common, abs=0.05)
+
+
+def test_every_layer_is_placed_and_the_measured_ones_as_measured(skewed):
+    carlo = MonteCarlo(Routing.of(skewed(7, 16), 2), (4, 8), method="exact", placing="janus", layers=3, samples=2, seed=0)
+    placed, measured = carlo.placed(3, 7), carlo.placement(3, 7)
+    assert placed.num_layers == 7
+    assert (placed.slots[carlo.layers] == measured.slots).all()
+    others = [layer for layer in range(7) if layer not in carlo.layers]
+    assert (placed.slots[others] == carlo.place(others, 3, 7).slots).all()
+    alone = MonteCarlo(Routing.of(skewed(2, 16), 2), (4,), method="exact", placing="janus", layers=4, samples=2, seed=0)
+    assert alone.placed(3, 7) == alone.placement(3, 7)

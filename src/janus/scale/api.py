@@ -123,7 +123,7 @@ def _placement(problem: Problem, best: Candidate) -> Placement:
     """A map for every MoE layer of the model; where the source has another number of layers, its nearest one serves."""
     carlo, layers = problem.table.carlo, problem.latency.model.moe_layers
     source = len(carlo.routing.counts)
-    placed = carlo.place(list(range(source)), best.n_e, problem.slots)
+    placed = carlo.placed(best.n_e, problem.slots)
     if source == 1:
         return Placement(placed.slots[0], placed.num_experts)
     nearest = np.linspace(0, source - 1, layers).round().astype(int)

@@ -97,6 +97,17 @@ class MonteCarlo:
         """The placement of the measured layers on `n_e` instances of `slots` slots; layer i is `self.layers[i]`."""
         return self.place(self.layers, n_e, slots)
 
+    def placed(self, n_e: int, slots: int) -> Placement:
+        """The placement of every layer of the source: the measured ones as they were measured, the others placed now."""
+        every = range(len(self.routing.counts))
+        others = [layer for layer in every if layer not in self.layers]
+        measured = self.placement(n_e, slots)
+        if not others:
+            return measured
+        slots_lGC = np.empty((len(every), n_e, slots), dtype=np.int32)
+        slots_lGC[self.layers], slots_lGC[others] = measured.slots, self.place(others, n_e, slots).slots
+        return Placement(slots_lGC, measured.num_experts)
+
     def place(self, layers: list[int], n_e: int, slots: int) -> Placement:
         """Place some layers of the source with the method of this table; the same question is answered once."""
         key = ("placement", tuple(layers), n_e, slots)
