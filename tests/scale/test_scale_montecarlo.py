@@ -141,7 +141,9 @@ def test_the_correlation_is_found_again(common):
 
 
 def test_every_layer_is_placed_and_the_measured_ones_as_measured(skewed):
-    carlo = MonteCarlo(Routing.of(skewed(7, 16), 2), (4, 8), method="exact", placing="janus", layers=3, samples=2, seed=0)
+    carlo = MonteCarlo(
+        Routing.of(skewed(7, 16), 2), (4, 8), method="exact", placing="janus", layers=3, samples=2, seed=0
+    )
     placed, measured = carlo.placed(3, 7), carlo.placement(3, 7)
     assert placed.num_layers == 7
     assert (placed.slots[carlo.layers] == measured.slots).all()
