@@ -55,8 +55,8 @@ class Timeline:
     Args:
         policy: its name.
         times_s: float64 [W], beginning of each decision window; the last ones come after the last arrival.
-        n_attention, n_experts: int64 [W], instances serving at the end of the window (every GPU is both when
-            `colocated`).
+        n_attention: int64 [W], attention instances serving at the end of the window.
+        n_experts: int64 [W], expert instances then (every GPU is both when `colocated`).
         gpus: float64 [W], GPUs paid, mean over the window: those that start up and those that drain included.
         demand: float64 [W], tokens/s that the requests arriving in the window ask of the decode pools.
         tpot_ms: float64 [W], mean step time over the tokens made in the window, nan without any.

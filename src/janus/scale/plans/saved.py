@@ -27,9 +27,12 @@ class SavedPlan:
         binding: the constraint to relax, "" when feasible.
         verdict: one sentence, as `ScalePlan.verdict`.
         disaggregate: as `ScalePlan.disaggregate`.
-        model, hardware, expert_hardware: names; of the attention and of the expert pool's GPU.
+        model: its name.
+        hardware: name of the attention pool's GPU.
+        expert_hardware: name of the expert pool's GPU.
         slo: the objective as given.
-        n_attention, n_experts: instances, 0 when infeasible.
+        n_attention: attention instances, 0 when infeasible.
+        n_experts: expert instances, 0 when infeasible.
         batch: requests in flight, 0 when infeasible.
         tpot_ms: mean milliseconds per output token, nan when infeasible.
         topology: the pools, None when infeasible.

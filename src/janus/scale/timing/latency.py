@@ -116,7 +116,10 @@ class LatencyModel:
         Args:
             measurements: CSV files, a folder of them (see `janus.scale.kernels.tables`), or `Tables`; or whole steps, a
                 list of `StepPoint`, to which the roofline is then fitted (see `fitted_to`).
-            model, cluster, expert_cluster, efficiency: as for `roofline`.
+            model: the model.
+            cluster: the GPUs of the attention pool.
+            expert_cluster: the GPUs of the expert pool; default the same.
+            efficiency: of what the measurements do not cover.
             cost: of the exchange, e.g. measured by `janus.comm.Exchange.calibrate`; default DeepEP's link times where
                 the measurements hold them, else the datasheet's.
             measured_on: the card, where the tables name none that is known.
