@@ -17,8 +17,7 @@ from janus.scale.days.steptimes import FloatArray, StepTimes
 from janus.scale.days.workload import Workload
 from janus.scale.hardware import Cluster, positive, whole
 from janus.scale.model import ModelSpec
-from janus.scale.search.memory import expert_slots, gate_bytes, slot_bytes
-from janus.scale.search.problems import batch_sizes, pool_sizes
+from janus.scale.search.problems import batch_sizes, pool_sizes, routing_of, slots_of
 from janus.scale.search.solve import Problem
 from janus.scale.timing.latency import LatencyModel
 from janus.types import RequestTrace, RoutingTrace, Slo
@@ -94,8 +93,7 @@ def staged(
     instance(cluster, Cluster, "cluster must be a janus.scale.Cluster", "scale.cluster", remedy)
     model = model if isinstance(model, ModelSpec) else ModelSpec.from_config(model)
     slo = slo if isinstance(slo, Slo) else Slo(slo)
-    routing = Routing.of(trace, None if isinstance(trace, RoutingTrace) else model.top_k)
-    routing.check(model)
+    routing = routing_of(model, trace)
     code = "simulate.range"
     window_s = float(positive(options.get("window_s", 900.0), "window_s (seconds)", code))
     headroom = positive(options.get("headroom", 1.2), "headroom", code)
@@ -138,7 +136,7 @@ def _problem(
         whole(value, name, code)
     max_batch = whole(options.get("max_batch", 16384), "max_batch", code)
     latency = _latency(options.get("latency"), model, cluster)
-    slots = _slots(model, cluster, options.get("slots"), max_batch)
+    slots = slots_of(model, cluster, options.get("slots"), max_batch)
     least = math.ceil(model.experts / slots)
     if least > limits["max_experts"]:
         rule = f"max_experts must hold all {model.experts} experts at {slots} slots per instance, {least} instances"
@@ -179,15 +177,6 @@ def _latency(given: LatencyModel | None, model: ModelSpec, cluster: Cluster) -> 
         said = f"it is of {given.model.name} on {given.cluster.gpu.name} and {given.expert_cluster.gpu.name}"
         raise JanusError("simulate.latency", f"{rule}; {said}, or their fields differ; {remedy}")
     return given.owned(cluster, cluster)
-
-
-def _slots(model: ModelSpec, cluster: Cluster, slots: int | None, max_batch: int) -> int:
-    fits = expert_slots(model, cluster, max_batch)
-    if not fits or (slots is not None and not (isinstance(slots, int) and 1 <= slots <= fits)):
-        each, fixed = slot_bytes(model) / 2**30, gate_bytes(model, max_batch) / 2**30
-        rule = f"slots must lie in 1..{fits}, what memory holds: {each:.1f} GiB a slot beside {fixed:.1f} GiB"
-        raise JanusError("scale.memory", f"{rule}; got {slots!r}; use GPUs with more memory or a smaller max_batch")
-    return fits if slots is None else slots
 
 
 def _tiers(tiers: Sequence[int], model: ModelSpec) -> tuple[int, ...]:

@@ -121,6 +121,23 @@ class Asked:
         return self.context * self.headroom.length
 
 
+def routing_of(model: ModelSpec, trace: RoutingTrace | npt.ArrayLike | Routing | str) -> Routing:
+    """The routing of a model: a trace, counts, or ``"uniform"`` when that is asked for.
+
+    Raises:
+        JanusError: ``routing.*``.
+    """
+    if isinstance(trace, str):
+        known(trace, ("uniform",), "trace (or a RoutingTrace, or counts)", "routing.trace")
+        routing = Routing.uniform(model.experts, model.top_k)
+    elif isinstance(trace, Routing):
+        routing = trace
+    else:
+        routing = Routing.of(trace, None if isinstance(trace, RoutingTrace) else model.top_k)
+    routing.check(model)
+    return routing
+
+
 def ask(
     model: ModelSpec | str,
     cluster: Cluster | Sequence[Cluster],
@@ -133,14 +150,7 @@ def ask(
     for name in options:
         known(name, Options.__annotations__, "an option of plan", "scale.option")
     model = model if isinstance(model, ModelSpec) else ModelSpec.from_config(model)
-    if isinstance(trace, str):
-        known(trace, ("uniform",), "trace (or a RoutingTrace, or counts)", "routing.trace")
-        routing = Routing.uniform(model.experts, model.top_k)
-    elif isinstance(trace, Routing):
-        routing = trace
-    else:
-        routing = Routing.of(trace, None if isinstance(trace, RoutingTrace) else model.top_k)
-    routing.check(model)
+    routing = routing_of(model, trace)
     mine = clusters(cluster, "cluster")
     theirs = options.get("expert_cluster")
     theirs = mine if theirs is None else clusters(theirs, "expert_cluster")
@@ -153,7 +163,7 @@ def problems(asked: Asked) -> tuple[Problem, ...]:
     """One problem per pair of GPU types, on one activation table."""
     latencies = _latencies(asked)
     max_batch = asked.options.get("max_batch", 16384)
-    slots = {e.gpu: _slots(asked.model, e, asked.options.get("slots"), max_batch) for e in asked.expert_clusters}
+    slots = {e.gpu: slots_of(asked.model, e, asked.options.get("slots"), max_batch) for e in asked.expert_clusters}
     table = _table(asked, sorted(set(slots.values())), max_batch)
     options = asked.options
     beside = prompts(asked.prefill, asked.wanted, options.get("input_tokens"), options.get("output_tokens"))
@@ -233,7 +243,12 @@ def _latencies(asked: Asked) -> list[LatencyModel]:
     return [given.owned(*wanted)]
 
 
-def _slots(model: ModelSpec, cluster: Cluster, slots: int | None, max_batch: int) -> int:
+def slots_of(model: ModelSpec, cluster: Cluster, slots: int | None, max_batch: int) -> int:
+    """C: the slots asked for, or as many as an expert instance holds.
+
+    Raises:
+        JanusError: ``scale.memory``.
+    """
     fits = expert_slots(model, cluster, max_batch)
     if not fits:
         each, fixed = slot_bytes(model) / 2**30, gate_bytes(model, max_batch) / 2**30
