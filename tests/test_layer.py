@@ -101,7 +101,7 @@ def test_a_layer_moves_as_a_whole_and_keeps_one_map_per_layer_with_empty_slots()
     slots = model.model.layers[0].mlp.experts.slots
     assert set(slots.state_dict()) == {"gate_up_proj", "down_proj"}
     moved = slots.to("meta", torch.bfloat16)
-    assert all(t.is_meta for t in (*moved.parameters(), *moved.buffers(), moved._rank))
+    assert all(t.is_meta for t in (*moved.parameters(), *moved.buffers(), moved.rank_S))
     assert moved.dtype == torch.bfloat16
 
 

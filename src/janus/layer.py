@@ -31,9 +31,11 @@ class JanusMoELayer(nn.Module):
         cost: of one expert, for ``balance="cost"`` and no other method.
         layer: row of a per-layer placement.
         backend: backend of the balancer.
+        compute: how the chosen experts are run: ``"eager"`` (plain torch, bit-equal to transformers' eager forward, takes
+            gradients), or ``"auto"``.
 
     Raises:
-        JanusError: ``placement.experts`` if the placement is for another number of experts, ``model.experts`` or
+        JanusError: ``experts.compute`` for a way that cannot run here, ``placement.experts`` if the placement is for another number of experts, ``model.experts`` or
             ``model.mismatch`` if the module's layout is not one we reproduce, ``sched.method`` and ``sched.backend`` for
             unknown names, ``sched.cost``, ``layer.shape`` on a wrong call.
 
@@ -60,6 +62,7 @@ class JanusMoELayer(nn.Module):
         cost: RooflineCost | None = None,
         layer: int = 0,
         backend: str = "auto",
+        compute: str = "auto",
     ) -> None:
         super().__init__()
         num_experts = count_experts(experts)
@@ -69,22 +72,19 @@ class JanusMoELayer(nn.Module):
         self.backend = choose(backend, balance, _device_type(experts), may_copy=True)
         self.last: Assignment | None = None
         slots = self.placement.phy2log[self.layer].tolist()
-        self.slots = ExpertSlots.from_module(experts, slots)
+        self.slots = ExpertSlots.from_module(experts, slots, compute=compute)
         self.slots.verify()
+        self.compute = self.slots.compute
 
     @classmethod
     def from_module(
         cls,
         experts: nn.Module,
         placement: Placement | None = None,
-        *,
-        balance: str = "exact",
-        cost: RooflineCost | None = None,
-        layer: int = 0,
-        backend: str = "auto",
+        **options: Any,
     ) -> JanusMoELayer:
         """Same as the constructor; reads better where a module is replaced."""
-        return cls(experts, placement, balance=balance, cost=cost, layer=layer, backend=backend)
+        return cls(experts, placement, **options)
 
     def forward(self, hidden: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
         """Run the chosen experts of each token and sum their outputs by routing weight.
@@ -110,6 +110,7 @@ def convert(
     balance: str = "exact",
     cost: RooflineCost | None = None,
     backend: str = "auto",
+    compute: str = "auto",
 ) -> nn.Module:
     """Swap the routed experts of every MoE layer of a Hugging Face model for a `JanusMoELayer`, in place.
 
@@ -119,6 +120,7 @@ def convert(
         balance: method of `janus.sched.balance`.
         cost: of one expert, for ``balance="cost"`` and no other method.
         backend: backend of the balancer.
+        compute: as in `JanusMoELayer`.
 
     Returns:
         `model` itself.
@@ -141,9 +143,11 @@ def convert(
     check_layers(placement, [block.layer_id for block in blocks])
     for block in blocks:  # every refusal comes before the first swap
         check_placement(placement, block.num_experts, block.name)
-        ExpertSlots.from_module(block.experts, [0]).verify()
+        probe = ExpertSlots.from_module(block.experts, [0], compute=compute)
+        probe.verify()
+        _ = probe.compute
     for i, block in enumerate(blocks):  # one at a time: at most one layer's weights are held twice
-        chosen = {"balance": balance, "cost": cost, "backend": backend}
+        chosen = {"balance": balance, "cost": cost, "backend": backend, "compute": compute}
         block.replace(block.experts_attr, JanusMoELayer(block.experts, placement, **chosen, layer=i))
     return model
 

@@ -16,7 +16,8 @@ from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
 
 from janus import JanusError
 from janus.experts.checkpoint import Checkpoint
-from janus.experts.slots import ExpertLayout, ExpertSlots, slice_expert
+from janus.experts.layout import ExpertLayout
+from janus.experts.slots import ExpertSlots, slice_expert
 
 E, H, F = 6, 16, 12
 

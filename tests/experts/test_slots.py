@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus import JanusError
-from janus.experts.slots import ExpertLayout, ExpertSlots
+from janus.experts.layout import ExpertLayout
+from janus.experts.slots import ExpertSlots
 
 
 def _experts(family: str = "mixtral"):

@@ -18,8 +18,8 @@ from torch import nn
 
 from janus.errors import JanusError
 from janus.experts.folder import INDEX, SINGLE, check_folder
+from janus.experts.layout import Weights
 from janus.experts.seam import MoEBlock, find_blocks
-from janus.experts.slots import Weights
 
 
 class Checkpoint:

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from janus.experts.layout import Weights
 from janus.experts.seam import MoEBlock, find_blocks
-from janus.experts.slots import Weights, slice_expert
+from janus.experts.slots import slice_expert
 
 
 class ExpertSource(Protocol):

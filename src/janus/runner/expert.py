@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from janus.comm import Exchange
+from janus.experts.layout import ExpertLayout
 from janus.experts.live import ExpertSource
 from janus.experts.seam import MoEBlock
-from janus.experts.slots import ExpertLayout, ExpertSlots
+from janus.experts.slots import ExpertSlots
 from janus.runner.clock import Clock
 from janus.sched import Balancer
 from janus.types import Placement

@@ -1,0 +1,55 @@
+"""Which ways there are to compute the chosen slots; listing them imports nothing."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from janus.errors import JanusError, known
+
+if TYPE_CHECKING:
+    from janus.experts.slots import ExpertSlots
+
+MODULES = {"eager": "janus.experts.eager"}  # name -> module that has why_not(slots) and make(slots)
+COMPUTES = tuple(MODULES)
+PREFERRED = {"cpu": "numba", "cuda": "triton"}  # by device; where it cannot run, eager does
+
+
+class Engine(Protocol):
+    """What `make(slots)` of a module in `MODULES` returns: one way to run the chosen slots of one `ExpertSlots`."""
+
+    def __call__(self, x_TH: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
+        """As `ExpertSlots.forward`; arguments are checked, no gradient is asked for."""
+        ...
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Memory held between calls, beyond the slots."""
+        ...
+
+
+def choose(compute: str, slots: ExpertSlots) -> str:
+    """The name of the way to run: as asked, or refused with the reason; ``"auto"`` takes the fastest there is.
+
+    Raises:
+        JanusError: ``experts.compute``.
+    """
+    known(compute, ("auto", *COMPUTES), "compute", "experts.compute")
+    if compute == "auto":
+        name = PREFERRED.get(slots.device.type, "eager")
+        return name if name in MODULES and not why_not(name, slots) else "eager"
+    if reason := why_not(compute, slots):
+        raise JanusError("experts.compute", f"compute={compute!r} cannot run here: {reason}; choose 'auto' or 'eager'")
+    return compute
+
+
+def why_not(name: str, slots: ExpertSlots) -> str:
+    """Why a way of `COMPUTES` cannot run these slots; empty when it can."""
+    return importlib.import_module(MODULES[name]).why_not(slots)
+
+
+def make(name: str, slots: ExpertSlots) -> Any:
+    """The engine of a name that `choose` returned."""
+    return importlib.import_module(MODULES[name]).make(slots)
