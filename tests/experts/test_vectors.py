@@ -138,6 +138,8 @@ def test_entries_are_sorted_by_slot_in_the_order_asked_for_then_by_token():
     assert runs.starts.tolist() == [0, 3, 4, 6]
     assert runs.entries.tolist() == [0, 3, 6, 5, 1, 4]
     assert runs.tokens.tolist() == [0, 1, 3, 2, 0, 2]
+    kept = runs.only(np.array([True, False, True]))
+    assert [part.tolist() for part in kept] == [[2, 0], [0, 3, 5], [0, 3, 6, 1, 4], [0, 1, 3, 0, 2]]
     assert [len(part) for part in sort(np.full((3, 2), -1), np.array([0]))] == [0, 1, 0, 0]
     assert [len(part) for part in sort(np.empty((0, 2), np.int64), np.array([0]))] == [0, 1, 0, 0]
 

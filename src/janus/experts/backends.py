@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 MODULES = {  # name -> module that has why_not(slots) and make(slots)
     "eager": "janus.experts.eager",
     "numba": "janus.experts.numba_backend",
+    "mixed": "janus.experts.mixed",
 }
 COMPUTES = tuple(MODULES)
-PREFERRED = {"cpu": "numba", "cuda": "triton"}  # by device; where it cannot run, eager does
+PREFERRED = {"cpu": "mixed", "cuda": "triton"}  # by device; where it cannot run, eager does
 
 
 class Engine(Protocol):

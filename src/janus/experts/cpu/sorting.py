@@ -27,6 +27,13 @@ class Runs(NamedTuple):
     entries: Int64Array
     tokens: Int64Array
 
+    def only(self, kept_A: npt.NDArray[np.bool_]) -> Runs:
+        """The entries of some of the slots."""
+        counts = np.diff(self.starts)
+        kept_N = np.repeat(kept_A, counts)
+        starts = np.concatenate([[0], np.cumsum(counts[kept_A])])
+        return Runs(self.slots[kept_A], starts, self.entries[kept_N], self.tokens[kept_N])
+
 
 def sort(slots_TK: npt.NDArray[np.integer], order_S: Int64Array) -> Runs:
     """Sort the entries of a batch; -1 is left out.
