@@ -112,23 +112,25 @@ def _run_inner(kind, rows, tokens, stored, scales, x):
 
 @pytest.mark.parametrize("kind", DTYPES)
 def test_columns_have_the_same_bits_in_every_tile(kind):
-    lanes = vectors.tile()[0]
-    n, columns = 37, 4 * lanes
-    matrix = torch.randn(n, columns, generator=torch.Generator().manual_seed(2)).to(DTYPES[kind])
-    x = torch.randn(4, n, generator=torch.Generator().manual_seed(1))
-    want = matrix.double().t() @ x.double().t()
+    for columns in (1, 15, 64, 101):
+        matrix = torch.randn(4, columns, generator=torch.Generator().manual_seed(2)).to(DTYPES[kind])
+        x = torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
+        first = _run_outer(kind, 4, 4, matrix, x)
+        np.testing.assert_allclose(first, x.double() @ matrix.double(), atol=1e-5)
+        for rows, tokens in ((4, 1), (1, 4), (1, 1)):
+            out = np.zeros((tokens, columns), np.float32)
+            for row in range(0, 4, rows):
+                _run_outer(kind, rows, tokens, matrix[row:], x[:, row:], out)
+            np.testing.assert_array_equal(out, first[:tokens])
+
+
+def _run_outer(kind, rows, tokens, matrix, x, out=None):
+    out = np.zeros((tokens, matrix.shape[1]), np.float32) if out is None else out
     where = np.array([row.data_ptr() for row in x], np.int64)
-    first = None
-    for wide, tokens in ((4, 4), (1, 4), (4, 1), (0, 1)):
-        run = _compiled(outer(kind, wide, tokens))
-        out = np.zeros((tokens, columns), np.float32)
-        size = matrix.element_size()
-        run(matrix.data_ptr(), columns * size, where.ctypes.data, n, out.ctypes.data, 4 * columns)
-        width = wide * lanes or 1
-        first = out if first is None else first
-        np.testing.assert_array_equal(out[:, :width], first[:tokens, :width])
-        np.testing.assert_allclose(out[:, :width], want.t()[:tokens, :width], atol=1e-4)
-        assert not out[:, width:].any()
+    stride = matrix.stride(0) * matrix.element_size()
+    run = _compiled(outer(kind, rows, tokens))
+    run(matrix.data_ptr(), stride, where.ctypes.data, matrix.shape[1], out.ctypes.data, out.strides[0])
+    return out
 
 
 def test_entries_are_sorted_by_slot_in_the_order_asked_for_then_by_token():

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from janus.experts.slots import ExpertSlots
 
 KINDS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-ITEMS_PER_THREAD = 8  # enough that threads end together, few enough that a block is a long read
+ITEMS_PER_THREAD = {False: 8, True: 2}  # [in, out]: enough that threads end together, few enough for long reads
 
 
 def why_not(slots: ExpertSlots) -> str:
@@ -76,7 +76,7 @@ class NumbaEngine:
         x, size = x.contiguous(), matrix.element_size()
         num_rows, n = reversed(matrix.shape[1:]) if self.slots.layout.is_transposed else matrix.shape[1:]
         sharing = len(runs.slots) if job is self.up else 1
-        items = -(-ITEMS_PER_THREAD * torch.get_num_threads() // sharing)
+        items = -(-ITEMS_PER_THREAD[self.slots.layout.is_transposed] * torch.get_num_threads() // sharing)
         least, most = (64, columns.PANEL) if self.slots.layout.is_transposed else (4, num_rows)
         block = min(most, max(least, -(-num_rows // items) // least * least))
         counter = np.zeros(1, np.int64)

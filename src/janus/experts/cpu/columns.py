@@ -1,7 +1,6 @@
 """The two products of an expert over all activated slots, for matrices stored [in, out].
 
-As `rows`, with panels of columns in place of blocks of rows. A panel goes through its rows in chunks, all its columns in
-each: a row of the whole matrix is pages long, and few pages are open at a time.
+As `rows`, with panels of columns in place of blocks of rows.
 """
 
 from __future__ import annotations
@@ -14,66 +13,51 @@ import numpy as np
 
 from janus.experts.cpu.jobs import JOB, bound, compiled_job
 from janus.experts.cpu.outer import outer
-from janus.experts.cpu.vectors import SIZES, carray, fetch_and_add, loaded, pointer, stored, tile
+from janus.experts.cpu.vectors import SIZES, carray, fetch_and_add, loaded, pointer, stored
 
+ROWS = 4  # of a tile: sums are read and written once for so many
 TOKENS = 4  # of a tile
 TOGETHER = 16  # tokens whose sums stay in the cache while a panel's rows go by
-CHUNK = 64  # rows
-PANEL = 512  # most columns
-# Bound for each kind of weights by `_job`: what a tile computes by its number of tokens, with 4 vectors, one, one column.
-four_1 = four_2 = four_3 = four_4 = one_1 = one_2 = one_3 = one_4 = column_1 = column_2 = column_3 = column_4 = cast(
-    "Any", outer
-)
-load = store = products = panel = cast("Any", outer)
-size = weight = lanes = 0
+PANEL = 1024  # most columns
+# Bound for each kind of weights by `_job`: what a tile computes by its number of tokens, with all its rows or one.
+wide_1 = wide_2 = wide_3 = wide_4 = one_1 = one_2 = one_3 = one_4 = load = store = products = panel = cast("Any", outer)
+size = weight = 0
 
 
-def _products(matrix: Any, stride: Any, wide: Any, x: Any, many: Any, n: Any, sums: Any, step: Any) -> None:
-    """Add n rows' products of `many` tokens; wide: 4 vectors, one, or 0 for a single column."""
-    if wide == 4:
+def _products(matrix: Any, stride: Any, rows: Any, x: Any, many: Any, columns: Any, sums: Any, step: Any) -> None:
+    """Add the products of up to a tile of matrix rows with up to a tile of tokens to [many, columns] at `sums`."""
+    if rows == ROWS:
         if many == 4:
-            four_4(matrix, stride, x, n, sums, step)
+            wide_4(matrix, stride, x, columns, sums, step)
         elif many == 3:
-            four_3(matrix, stride, x, n, sums, step)
+            wide_3(matrix, stride, x, columns, sums, step)
         elif many == 2:
-            four_2(matrix, stride, x, n, sums, step)
+            wide_2(matrix, stride, x, columns, sums, step)
         else:
-            four_1(matrix, stride, x, n, sums, step)
-    elif wide == 1:
-        if many == 4:
-            one_4(matrix, stride, x, n, sums, step)
-        elif many == 3:
-            one_3(matrix, stride, x, n, sums, step)
-        elif many == 2:
-            one_2(matrix, stride, x, n, sums, step)
-        else:
-            one_1(matrix, stride, x, n, sums, step)
+            wide_1(matrix, stride, x, columns, sums, step)
     elif many == 4:
-        column_4(matrix, stride, x, n, sums, step)
+        one_4(matrix, stride, x, columns, sums, step)
     elif many == 3:
-        column_3(matrix, stride, x, n, sums, step)
+        one_3(matrix, stride, x, columns, sums, step)
     elif many == 2:
-        column_2(matrix, stride, x, n, sums, step)
+        one_2(matrix, stride, x, columns, sums, step)
     else:
-        column_1(matrix, stride, x, n, sums, step)
+        one_1(matrix, stride, x, columns, sums, step)
 
 
 def _panel(matrix: Any, stride: Any, columns: Any, n: Any, rows: Any, many: Any, x: Any, sums: Any) -> None:
     """sums[j, column] = matrix[:, column] . row j, for `many` rows at the addresses `rows`."""
     sums[:many, :columns] = 0
-    for first in range(0, n, CHUNK):
-        chunk = min(CHUNK, n - first)
+    row = 0
+    while row < n:
+        some = ROWS if n - row >= ROWS else 1
         for token in range(0, many, TOKENS):
-            some = min(TOKENS, many - token)
-            for j in range(some):
-                x[j] = rows[token + j] + 4 * first
-            column = 0
-            while column < columns:
-                left = columns - column
-                wide = 4 if left >= 4 * lanes else 1 if left >= lanes else 0
-                at, to = matrix + first * stride + column * weight, sums[token:, column:].ctypes.data
-                products(at, stride, wide, x.ctypes.data, some, chunk, to, 4 * PANEL)
-                column += max(1, wide * lanes)
+            tokens = min(TOKENS, many - token)
+            for j in range(tokens):
+                x[j] = rows[token + j] + 4 * row
+            at, to = matrix + row * stride, sums[token:].ctypes.data
+            products(at, stride, some, x.ctypes.data, tokens, columns, to, 4 * PANEL)
+        row += some
 
 
 def _up(job_pointer: Any) -> None:
@@ -140,10 +124,12 @@ def down_job(kind: str, activations: str) -> Any:
 
 
 def _job(function: Any, kind: str, activations: str) -> Any:
-    name, widths = f"{kind}_{activations}", {"four": 4, "one": 1, "column": 0}
-    tiles = {f"{width}_{n}": outer(kind, vectors, n) for width, vectors in widths.items() for n in range(1, TOKENS + 1)}
+    name = f"{kind}_{activations}"
+    tiles = {f"wide_{n}": outer(kind, ROWS, n) for n in range(1, 5)} | {
+        f"one_{n}": outer(kind, 1, n) for n in range(1, 5)
+    }
     compiled = numba.njit(error_model="numpy")(bound(_products, name, **tiles))
-    names = {"weight": SIZES[kind], "lanes": tile()[0], "products": compiled}
+    names = {"weight": SIZES[kind], "products": compiled}
     whole = numba.njit(error_model="numpy")(bound(_panel, name, **names))
     names |= {"load": loaded(activations), "store": stored(activations), "size": SIZES[activations], "panel": whole}
     return compiled_job(bound(function, f"columns_{name}", **names))

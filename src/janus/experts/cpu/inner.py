@@ -17,12 +17,12 @@ from numba.extending import intrinsic
 from janus.experts.cpu.vectors import (
     F32,
     I64,
-    PREFETCH,
+    LINE,
     SCALED,
     SIZES,
-    add_product,
     declared,
     load,
+    multiply_add,
     number,
     prefetch,
     splat,
@@ -63,6 +63,7 @@ class _Tile:
     def __init__(self, b: Any, kind: str, rows: int, tokens: int, arguments: Sequence[Any]) -> None:
         matrix, stride, scales, scale_stride, x, self.n, self.out = arguments
         self.b, self.kind = b, kind
+        self.ahead = b.mul(stride, number(rows))  # the same place in the tile that comes next
         self.rows = [b.add(matrix, b.mul(stride, number(i))) for i in range(rows)]
         self.scales = [b.add(scales, b.mul(scale_stride, number(i))) for i in range(rows)]
         self.tokens = [load(b, I64, 1, b.add(x, number(8 * j))) for j in range(tokens)]
@@ -101,7 +102,16 @@ class _Tile:
         return [b.fmul(load(b, F32, 1, b.add(each, at)), factor) for each in self.scales]
 
     def _loop(self, sums: list[Any], lanes: int, first: Any, last: Any, scales: list[Any] | None) -> None:
-        with cgutils.for_range_slice(self.b, first, last, number(lanes), inc=True) as (element, _):
+        """Cache line by cache line, then vector by vector."""
+        b, line = self.b, max(lanes, LINE // SIZES[self.kind])
+        lines = b.add(first, b.mul(b.sdiv(b.sub(last, first), number(line)), number(line)))
+        with cgutils.for_range_slice(b, first, lines, number(line), inc=True) as (element, _):
+            at = b.add(b.mul(element, number(SIZES[self.kind])), self.ahead)
+            for row in self.rows:
+                prefetch(b, b.add(row, at))
+            for vector_at in range(0, line, lanes):
+                self._step(sums, lanes, b.add(element, number(vector_at)), scales)
+        with cgutils.for_range_slice(b, lines, last, number(lanes), inc=True) as (element, _):
             self._step(sums, lanes, element, scales)
 
     def _step(self, sums: list[Any], lanes: int, element: Any, scales: list[Any] | None) -> None:
@@ -111,10 +121,8 @@ class _Tile:
         made = [weights(b, self.kind, lanes, b.add(row, at)) for row in self.rows]
         if scales is not None:
             made = [b.fmul(w, spread(b, scale, lanes)) for w, scale in zip(made, scales, strict=True)]
-        if lanes > 1:
-            for row in self.rows:
-                prefetch(b, b.add(b.add(row, at), number(PREFETCH)))
         for j, token in enumerate(self.tokens):
             x = load(b, F32, lanes, b.add(token, at4))
             for i, w in enumerate(made):
-                add_product(b, lanes, w, x, sums[i * len(self.tokens) + j])
+                where = sums[i * len(self.tokens) + j]
+                b.store(multiply_add(b, lanes, w, x, b.load(where)), where)

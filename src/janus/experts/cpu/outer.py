@@ -1,7 +1,8 @@
-"""Products of token rows with a matrix stored [in, out]: some columns of it, a few rows at a time.
+"""Products of token rows with a few rows of a matrix stored [in, out]: the tile of that layout.
 
-Each result is the sum over rows in their order, one fused multiply-add each, whatever the tile: it does not depend on
-the batch a token came in.
+A result is the sum over rows in their order, one fused multiply-add each, whatever the tile: it does not depend on the
+batch a token came in. Rows are read side by side and sums are kept in the nearest cache, because a walk down a few
+columns would open a page of memory for every row.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from numba.extending import intrinsic
 from janus.experts.cpu.vectors import (
     F32,
     I64,
+    LINE,
     SIZES,
-    add_product,
     load,
+    multiply_add,
     number,
     prefetch,
     spread,
@@ -27,51 +29,63 @@ from janus.experts.cpu.vectors import (
     weights,
 )
 
-AHEAD = 16  # rows: the next one is a page away, where the hardware's prefetcher does not look
-
 
 @functools.cache
-def outer(kind: str, vectors: int, tokens: int) -> Callable[..., None]:
-    """A function (matrix, stride, x, n, sums, sums_stride) for compiled code: adds to `tokens` rows of sums.
+def outer(kind: str, rows: int, tokens: int) -> Callable[..., None]:
+    """A function (matrix, stride, x, columns, sums, sums_stride) for compiled code: adds to `tokens` rows of sums.
 
-    As many columns as `vectors` hold, or one for 0. All int64: address of the first row's columns and bytes to the next
-    row, address of `tokens` addresses of float32 token rows, rows n, address of the first token's float32 sums and bytes
-    to the next token's.
+    All int64: address of the first of `rows` matrix rows and bytes to the next, address of `tokens` addresses of the
+    float32 numbers that they are multiplied with, columns, address of the first token's float32 sums and bytes to the
+    next token's.
     """
-    lanes = tile()[0] if vectors else 1
 
     def codegen(context: Any, b: Any, _signature: Any, arguments: Sequence[Any]) -> Any:
-        matrix, stride, x, n, sums, sums_stride = arguments
-        each_token = [load(b, I64, 1, b.add(x, number(8 * j))) for j in range(tokens)]
-        offsets = range(max(1, vectors))
-        places = [
-            b.inttoptr(b.add(b.add(sums, b.mul(sums_stride, number(j))), number(4 * lanes * i)), _pointer(lanes))
-            for j in range(tokens)
-            for i in offsets
-        ]
-        totals = [cgutils.alloca_once(b, vector(F32, lanes)) for _ in places]
-        for place, total in zip(places, totals, strict=True):
-            b.store(b.load(place, align=4), total)
-        with cgutils.for_range_slice(b, number(0), n, number(1), inc=True) as (row, _):
-            at = b.add(matrix, b.mul(row, stride))
-            size = number(SIZES[kind] * lanes)
-            made = [weights(b, kind, lanes, b.add(at, b.mul(number(i), size))) for i in offsets]
-            for line in range(0, SIZES[kind] * lanes * len(offsets), 64) if vectors else ():
-                prefetch(b, b.add(b.add(at, b.mul(stride, number(AHEAD))), number(line)))
-            for j, token in enumerate(each_token):
-                value = spread(b, load(b, F32, 1, b.add(token, b.mul(row, number(4)))), lanes)
-                for i, w in enumerate(made):
-                    add_product(b, lanes, w, value, totals[j * len(made) + i])
-        for place, total in zip(places, totals, strict=True):
-            b.store(b.load(total), place, align=4)
+        _Tile(b, kind, rows, tokens, arguments).write()
         return context.get_dummy_value()
 
     @intrinsic
-    def products(_typing: Any, matrix: Any, stride: Any, x: Any, n: Any, sums: Any, sums_stride: Any) -> Any:
+    def products(_typing: Any, matrix: Any, stride: Any, x: Any, columns: Any, sums: Any, sums_stride: Any) -> Any:
         return types.void(*[types.int64] * 6), codegen
 
     return products
 
 
-def _pointer(lanes: int) -> Any:
-    return vector(F32, lanes).as_pointer()
+class _Tile:
+    """Writes the code of one `outer`."""
+
+    def __init__(self, b: Any, kind: str, rows: int, tokens: int, arguments: Sequence[Any]) -> None:
+        matrix, stride, x, self.columns, sums, sums_stride = arguments
+        self.b, self.kind = b, kind
+        self.rows = [b.add(matrix, b.mul(stride, number(i))) for i in range(rows)]
+        self.ahead = b.mul(stride, number(rows))  # the same columns of the tile that comes next
+        self.sums = [b.add(sums, b.mul(sums_stride, number(j))) for j in range(tokens)]
+        addresses = [load(b, I64, 1, b.add(x, number(8 * j))) for j in range(tokens)]
+        self.x = [[load(b, F32, 1, b.add(each, number(4 * i))) for i in range(rows)] for each in addresses]
+
+    def write(self) -> None:
+        """Cache line by cache line, vector by vector, then the rest one by one."""
+        b, lanes = self.b, tile()[0]
+        line = max(lanes, LINE // SIZES[self.kind])
+        whole, wholes = (b.mul(b.sdiv(self.columns, number(n)), number(n)) for n in (line, lanes))
+        wide = [[spread(b, value, lanes) for value in values] for values in self.x]
+        with cgutils.for_range_slice(b, number(0), whole, number(line), inc=True) as (column, _):
+            at = b.add(b.mul(column, number(SIZES[self.kind])), self.ahead)
+            for row in self.rows:
+                prefetch(b, b.add(row, at))
+            for vector_at in range(0, line, lanes):
+                self._step(lanes, b.add(column, number(vector_at)), wide)
+        with cgutils.for_range_slice(b, whole, wholes, number(lanes), inc=True) as (column, _):
+            self._step(lanes, column, wide)
+        with cgutils.for_range_slice(b, wholes, self.columns, number(1), inc=True) as (column, _):
+            self._step(1, column, self.x)
+
+    def _step(self, lanes: int, column: Any, x: list[list[Any]]) -> None:
+        b = self.b
+        at, at4 = b.mul(column, number(SIZES[self.kind])), b.mul(column, number(4))
+        made = [weights(b, self.kind, lanes, b.add(row, at)) for row in self.rows]
+        for sums, values in zip(self.sums, x, strict=True):
+            where = b.inttoptr(b.add(sums, at4), vector(F32, lanes).as_pointer())
+            total = b.load(where, align=4)
+            for w, value in zip(made, values, strict=True):
+                total = multiply_add(b, lanes, w, value, total)
+            b.store(total, where, align=4)

@@ -15,11 +15,11 @@ I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F16, F32 = ir.HalfType(), ir.FloatType()
 ALIGNED = {I8: 1, I16: 2, F16: 2, I32: 4, F32: 4, I64: 8}  # bytes
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "fp8": 1}  # bytes of a weight, by kind
+LINE = 64  # bytes of a cache line
 SCALED = {
     "int8": 1.0,
     "fp8": 256.0,
 }  # what the number that `weights` makes of a byte falls short of it, beside its scale
-PREFETCH = 4096  # bytes ahead of each row: hides what the hardware's prefetcher loses at page ends
 
 
 @functools.cache
@@ -88,11 +88,11 @@ def spread(b: Any, value: Any, lanes: int) -> Any:
     return b.shuffle_vector(one, one, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
 
 
-def add_product(b: Any, lanes: int, left: Any, right: Any, where: Any) -> None:
-    """where += left * right, rounded once."""
+def multiply_add(b: Any, lanes: int, left: Any, right: Any, term: Any) -> Any:
+    """left * right + term, rounded once."""
     wide = vector(F32, lanes)
     name = "llvm.fma.f32" if lanes == 1 else f"llvm.fma.v{lanes}f32"
-    b.store(b.call(declared(b.module, name, wide, [wide] * 3), [left, right, b.load(where)]), where)
+    return b.call(declared(b.module, name, wide, [wide] * 3), [left, right, term])
 
 
 def prefetch(b: Any, address: Any) -> None:
