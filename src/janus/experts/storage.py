@@ -51,7 +51,7 @@ def encode(weights: Weights, layout: ExpertLayout, format: Format | None) -> Wei
     for name in layout.shapes:
         given, kept = weights[name], _format_of(weights, name)
         if kept is not None and kept is format:
-            check_stored(_out_in(given, layout), weights[name + SCALE], format)
+            check_stored(_out_in(given, layout), weights[name + SCALE], kept)
             made |= {name: given, name + SCALE: weights[name + SCALE]}
             continue
         if kept is not None:  # another format asked for: what it stands for, quantised anew
