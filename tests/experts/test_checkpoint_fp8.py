@@ -1,10 +1,10 @@
 """Folders in block-scaled FP8: weights as their bytes and scales say, bytes and scales unchanged where slots hold FP8."""
 
 import json
-import math
 
 import pytest
 import tiny
+import tiny_fp8
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -15,8 +15,6 @@ from janus.experts.checkpoint import Checkpoint
 from janus.experts.layout import ExpertLayout
 from janus.experts.slots import ExpertSlots, slice_expert
 
-KEPT = ("norm", "embed", "lm_head", "gate.weight", "bias", "sinks")  # what published folders leave in bfloat16
-CONFIG = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
 SMALL = dict(num_experts_per_tok=2, num_hidden_layers=2, hidden_size=192, mlp_only_layers=[])
 # Hidden size 192: last blocks stick out everywhere. Of 256 rows each, gate and up join block by block; of 96 they do not.
 FOLDERS = {
@@ -30,56 +28,16 @@ FOLDERS = {
 }
 
 
-def loop(stored, scales):
-    """What stored values and their scales stand for, block by block; the last two dimensions are the matrix."""
-    out = stored.float()
-    for i in range(math.ceil(stored.shape[-2] / 128)):
-        for j in range(math.ceil(stored.shape[-1] / 128)):
-            at = (..., slice(128 * i, 128 * i + 128), slice(128 * j, 128 * j + 128))
-            out[at] *= scales[..., i : i + 1, j : j + 1].float()
-    return out
-
-
-def to_fp8(tensors, scale_dtype=torch.float32):
-    """The tensors of a folder as publishers store them, and all of them dequantised; scales are no function of weights."""
-    stored, plain = {}, {}
-    g = torch.Generator().manual_seed(5)
-    for name, t in tensors.items():
-        if any(part in name for part in KEPT):
-            stored[name] = plain[name] = t.to(torch.bfloat16)
-            continue
-        blocks = (*t.shape[:-2], math.ceil(t.shape[-2] / 128), math.ceil(t.shape[-1] / 128))
-        scales = (torch.rand(blocks, generator=g) * 0.01 + 1e-3).to(scale_dtype)
-        spread = scales.float().repeat_interleave(128, -2).repeat_interleave(128, -1)
-        stored[name] = (t / spread[..., : t.shape[-2], : t.shape[-1]]).clamp(-448, 448).to(torch.float8_e4m3fn)
-        stored[name + "_scale_inv"], plain[name] = scales, loop(stored[name], scales)
-    return stored, plain
-
-
-def write(folder, model, scale_dtype=torch.float32, shards=1):
-    """A model's folder rewritten in FP8; returns its tensors, stored and dequantised."""
-    model.save_pretrained(folder)
-    stored, plain = to_fp8(load_file(folder / "model.safetensors"), scale_dtype)
-    if shards == 1:
-        save_file(stored, folder / "model.safetensors")
-    else:
-        (folder / "model.safetensors").unlink()
-        where = {name: f"model-{i % shards}.safetensors" for i, name in enumerate(sorted(stored))}
-        for file in set(where.values()):
-            save_file({name: t for name, t in stored.items() if where[name] == file}, folder / file)
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16", "quantization_config": CONFIG}))
-    return stored, plain
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     out = {}
     for name, (family, sizes) in FOLDERS.items():
         folder = tmp_path_factory.mktemp("fp8")
         dtype = torch.bfloat16 if name == "deepseek_v3" else torch.float32  # Qwen and DeepSeek differ in it
-        out[name] = (folder, *write(folder, tiny.build(family, **sizes), dtype, shards=3 if name == "qwen3_moe" else 1))
+        out[name] = (
+            folder,
+            *tiny_fp8.write(folder, tiny.build(family, **sizes), dtype, shards=3 if name == "qwen3_moe" else 1),
+        )
     return out
 
 
@@ -138,7 +96,7 @@ def test_blocks_that_do_not_line_up_are_refused_as_bytes_and_read_as_weights(mad
 
 
 def test_transformers_reads_the_same_weights_of_whole_blocks():
-    stored, plain = to_fp8({"a": torch.randn(256, 384)})
+    stored, plain = tiny_fp8.to_fp8({"a": torch.randn(256, 384)})
     theirs = Fp8Dequantize(None)._dequantize_one(stored["a"], stored["a_scale_inv"])
     assert torch.equal(theirs, plain["a"])
 
@@ -168,7 +126,7 @@ def test_fused_transposed_experts_with_biases(tmp_path):
         num_local_experts=4, head_dim=16, hidden_size=192, intermediate_size=130, num_hidden_layers=1
     )
     model = transformers.AutoModelForCausalLM.from_config(transformers.GptOssConfig(**sizes), dtype=torch.float32)
-    stored, plain = write(tmp_path, model)
+    stored, plain = tiny_fp8.write(tmp_path, model)
     with Checkpoint(tmp_path) as checkpoint:
         block = checkpoint.blocks[0]
         slots = ExpertSlots(ExpertLayout.of(block.experts), [2], dtype=checkpoint.dtype, quantize="fp8")
@@ -238,7 +196,7 @@ def _check_and_read(checkpoint, read, check):
 
 @pytest.mark.parametrize("how", BROKEN)
 def test_a_damaged_folder_is_refused(tmp_path, how):
-    stored, _ = write(tmp_path, tiny.build("qwen3_moe", **FOLDERS["qwen3_moe"][1]))
+    stored, _ = tiny_fp8.write(tmp_path, tiny.build("qwen3_moe", **FOLDERS["qwen3_moe"][1]))
     change, code, words = BROKEN[how]
     change(stored)
     save_file({k: t for k, t in stored.items() if t is not None}, tmp_path / "model.safetensors")
@@ -253,7 +211,7 @@ def test_a_damaged_folder_is_refused(tmp_path, how):
 
 
 def test_attention_weights_without_scales_are_refused(tmp_path):
-    stored, _ = write(tmp_path, tiny.build("qwen3_moe", **FOLDERS["qwen3_moe"][1]))
+    stored, _ = tiny_fp8.write(tmp_path, tiny.build("qwen3_moe", **FOLDERS["qwen3_moe"][1]))
     del stored["model.layers.0.self_attn.q_proj.weight_scale_inv"]
     save_file(stored, tmp_path / "model.safetensors")
     with pytest.raises(JanusError, match=r"q_proj\.weight is stored") as error, Checkpoint(tmp_path) as checkpoint:
@@ -262,7 +220,7 @@ def test_attention_weights_without_scales_are_refused(tmp_path):
 
 
 def test_scales_count_whatever_the_config_says(tmp_path):
-    write(tmp_path, tiny.build("qwen3_moe", **FOLDERS["torn"][1]))
+    tiny_fp8.write(tmp_path, tiny.build("qwen3_moe", **FOLDERS["torn"][1]))
     with Checkpoint(tmp_path) as checkpoint:
         want = checkpoint.expert(checkpoint.blocks[0], 1)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -270,3 +228,27 @@ def test_scales_count_whatever_the_config_says(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with Checkpoint(tmp_path) as checkpoint:
         assert all(torch.equal(want[k], w) for k, w in checkpoint.expert(checkpoint.blocks[0], 1).items())
+
+
+def test_the_way_out_of_mxfp4_that_the_refusal_names(tmp_path):
+    packed, plain = tmp_path / "packed", tmp_path / "plain"
+    sizes = tiny.BASE | dict(num_local_experts=4, head_dim=16, intermediate_size=64, num_hidden_layers=1)
+    transformers.AutoModelForCausalLM.from_config(transformers.GptOssConfig(**sizes)).save_pretrained(packed)
+    tensors = load_file(packed / "model.safetensors")
+    for name in [name for name in tensors if name.endswith("_proj") and ".experts." in name]:
+        experts, ins, outs = tensors.pop(name).shape
+        tensors[name + "_blocks"] = torch.randint(256, (experts, outs, ins // 32, 16), dtype=torch.uint8)
+        tensors[name + "_scales"] = torch.randint(118, 124, (experts, outs, ins // 32), dtype=torch.uint8)
+    save_file(tensors, packed / "model.safetensors")
+    config = json.loads((packed / "config.json").read_text()) | {"quantization_config": {"quant_method": "mxfp4"}}
+    (packed / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    with pytest.raises(JanusError, match=r"Mxfp4Config\(dequantize=True\).*save_original_format=False"):
+        Checkpoint(packed)
+    opened = transformers.Mxfp4Config(dequantize=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(packed, quantization_config=opened)
+    model.save_pretrained(plain, save_original_format=False)
+    with Checkpoint(plain) as checkpoint:
+        checkpoint.check_experts()
+        got = checkpoint.expert(checkpoint.blocks[0], 1)
+    want = slice_expert(model.model.layers[0].mlp.experts, 1)
+    assert all(torch.equal(got[name], want[name]) for name in want)

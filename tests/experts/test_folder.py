@@ -58,7 +58,7 @@ def _config(quantization, nested):
     ("quantization", "words"),
     [
         ({"quant_method": "gptq", "bits": 4}, "'gptq' is not one this version reads; dequantize it"),
-        ({"quant_method": "mxfp4"}, "load it with transformers and quantization_config=Mxfp4Config(dequantize=True)"),
+        ({"quant_method": "mxfp4"}, "Mxfp4Config(dequantize=True), then give the model itself"),
         ({"quant_method": "fp8"}, "weight_block_size [128, 128] alone, this one has None"),
         (FP8 | {"weight_block_size": None}, "this one has None"),
         (FP8 | {"weight_block_size": [64, 128]}, "this one has [64, 128]"),

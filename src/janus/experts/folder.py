@@ -72,7 +72,8 @@ def why_unread(quantization: Any) -> str:
     if method == "mxfp4":
         return (
             "quant_method 'mxfp4' packs two 4-bit weights into a byte, which this version does not read; load it with "
-            "transformers and quantization_config=Mxfp4Config(dequantize=True), then save_pretrained gives bfloat16"
+            "transformers and quantization_config=Mxfp4Config(dequantize=True), then give the model itself (it is bfloat16), "
+            "or save it with save_pretrained(folder, save_original_format=False)"
         )
     if method != "fp8":
         return f"quant_method {method!r} is not one this version reads; {remedy}"
