@@ -153,6 +153,7 @@ def convert(
     cost: RooflineCost | None = None,
     backend: str = "auto",
     compute: str = "auto",
+    check_ids: bool = False,
 ) -> nn.Module:
     """Swap the routed experts of every MoE layer of a Hugging Face model for a `JanusMoELayer`, in place.
 
@@ -163,6 +164,7 @@ def convert(
         cost: of one expert, for ``balance="cost"`` and no other method.
         backend: backend of the balancer.
         compute: as in `JanusMoELayer`.
+        check_ids: as in `JanusMoELayer`.
 
     Returns:
         `model` itself.
@@ -189,7 +191,7 @@ def convert(
         probe.verify()
         _ = probe.compute
     for i, block in enumerate(blocks):  # one at a time: at most one layer's weights are held twice
-        chosen = {"balance": balance, "cost": cost, "backend": backend, "compute": compute}
+        chosen = {"balance": balance, "cost": cost, "backend": backend, "compute": compute, "check_ids": check_ids}
         block.replace(block.experts_attr, JanusMoELayer(block.experts, placement, **chosen, layer=i))
     return model
 

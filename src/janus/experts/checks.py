@@ -48,11 +48,10 @@ def check_call(
     if shape[1] > num_experts:
         rule = f"a token chooses among {num_experts} experts"
         raise JanusError("layer.shape", f"{rule}, got K = {shape[1]} choices each; was the router made for this model?")
-    down = slots.down_proj
-    _check_dtypes(slots, down.dtype, *call)
-    where = hidden.device
+    down, where = slots.down_proj, hidden.device
     if where != topk_ids.device or where != topk_weights.device or where != down.device or where.type == "meta":
         raise _wrong_device(slots, call)
+    _check_dtypes(slots, down.dtype, *call)
 
 
 def prepared(slots: ExpertSlots, hidden: torch.Tensor) -> torch.Tensor:

@@ -36,8 +36,8 @@ _LAYERS: WeakValueDictionary[int, Layer] = WeakValueDictionary()
 class Handle:
     """What a compiled graph knows a layer by; a copy of the layer needs one of its own.
 
-    The key stands in an object that is no module: torch.compile then takes it for a number that may change, so that
-    blocks compiled one by one share their graphs.
+    The key is a constant of a graph. Blocks that are compiled one by one thus have a graph each, unless
+    ``torch._dynamo.config.allow_unspec_int_on_nn_module`` makes numbers like it inputs of graphs.
 
     Args:
         layer: kept only while others do.
@@ -52,7 +52,9 @@ class Handle:
         _LAYERS[self.key] = layer
 
 
-def traced(layer: Layer, handle: Handle, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def traced(
+    layer: Layer, handle: Handle, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
     """What `torch.compile` traces in place of a layer's forward; the checks of the call are made when the graph runs.
 
     Args:
