@@ -195,6 +195,20 @@ def test_a_refused_call_leaves_the_layer_ready_for_the_next():
     assert torch.equal(layer(x, ids, weights), EXPERTS(x, ids, weights))
 
 
+def test_a_compiled_layer_follows_a_change_of_its_weights_and_placement():
+    experts = copy.deepcopy(EXPERTS)
+    layer, (x, ids, weights) = JanusMoELayer(experts), _batch(5)
+    run = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    before = run(x, ids, weights)
+    with torch.no_grad():
+        experts.down_proj.mul_(2)  # shared with the layer
+    assert torch.equal(run(x, ids, weights), 2 * before)
+    moved = Placement([list(range(15, -1, -1))], 16)
+    layer.slots, layer.placement = JanusMoELayer(experts, moved).slots, moved
+    assert torch.equal(run(x, ids, weights), 2 * before)
+    assert layer.assignment(ids).physical_ids.tolist() == (15 - ids).tolist()
+
+
 @pytest.mark.parametrize(("placement", "most"), [(None, 40), (REPLICATED, 60)], ids=["one-instance", "replicas"])
 def test_a_call_costs_the_host_few_steps(placement, most, monkeypatch):
     # Python calls, because times on a shared machine say little; 28 and 49 where the engine itself makes none.

@@ -78,7 +78,7 @@ class JanusMoELayer(nn.Module):
         self.placement = check_placement(placement, num_experts, self.__class__.__name__)
         self.layer = self.placement.layer(layer)
         self.method, self.cost = check_method(balance, cost), cost
-        self._chooser = ReplicaChooser(self.placement, self.layer, balance, cost, backend, check_ids)
+        self._chooser = ReplicaChooser(self.placement, layer, balance, cost, backend, check_ids)
         self.backend = choose(backend, balance, _device_type(experts), may_copy=True)
         slots = self.placement.phy2log[self.layer].tolist()
         self.slots = ExpertSlots.from_module(experts, slots, compute=compute)
@@ -108,7 +108,7 @@ class JanusMoELayer(nn.Module):
             [T, H] in the dtype of `hidden`.
         """
         if torch.compiler.is_compiling():
-            return traced(self, self._handle, hidden, topk_ids, topk_weights)
+            return traced(self, self._handle.key, hidden, topk_ids, topk_weights)
         return self.run(hidden, topk_ids, topk_weights)
 
     def run(self, hidden: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
@@ -118,7 +118,8 @@ class JanusMoELayer(nn.Module):
         if not topk_ids.numel():
             return torch.zeros_like(hidden, memory_format=torch.contiguous_format)
         with self._handle.lock:
-            y_TH = slots(prepared(slots, hidden), self._chooser(topk_ids), topk_weights.contiguous())
+            chooser = self._chooser = self._chooser.serving(self.placement)
+            y_TH = slots(prepared(slots, hidden), chooser(topk_ids), topk_weights.contiguous())
         return y_TH if y_TH.dtype is hidden.dtype else y_TH.to(hidden.dtype)
 
     def assignment(self, topk_ids: torch.Tensor) -> Assignment:
@@ -130,7 +131,7 @@ class JanusMoELayer(nn.Module):
         Raises:
             JanusError: as `janus.sched.balance`.
         """
-        return self._chooser.assignment(topk_ids)
+        return self._chooser.serving(self.placement).assignment(topk_ids)
 
     @property
     def bad_ids(self) -> int:

@@ -116,3 +116,14 @@ def test_made_inside_inference_mode_it_works_outside():
             chooser._look_up_on_device(IDS)
         assert chooser(IDS).tolist() == inside
         chooser._look_up_on_device(IDS)
+
+
+def test_another_placement_of_the_layer_gets_a_chooser_with_the_same_options():
+    maps = Placement([[[0, 1, 2, 3, 4, 5]], [[5, 4, 3, 2, 1, 0]]], 6)
+    chooser = ReplicaChooser(maps, 1, "greedy", None, "reference", True)
+    assert chooser(IDS).tolist() == [[5, 0], [-1, 2], [3, 3]]
+    assert chooser.serving(maps) is chooser
+    other = chooser.serving(REPLICATED)  # one map for every layer
+    assert torch.equal(other(IDS), want(IDS, REPLICATED, "greedy"))
+    assert (other.method, other.backend, other.check_ids) == ("greedy", "reference", True)
+    assert other.assignment(IDS).backend == "reference"

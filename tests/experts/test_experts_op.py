@@ -27,7 +27,7 @@ class Sums(nn.Module):
         return hidden * topk_weights.sum(1, keepdim=True) * self.scale
 
     def forward(self, hidden, topk_ids, topk_weights):
-        return traced(self, self.handle, hidden, topk_ids, topk_weights)
+        return traced(self, self.handle.key, hidden, topk_ids, topk_weights)
 
 
 def _batch(tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -27,7 +27,7 @@ class ReplicaChooser:
 
     Args:
         placement: where the experts are.
-        row: of the placement.
+        layer: MoE layer of the placement, counted from 0.
         method: of `balance`.
         cost: of `balance`.
         backend: of `balance`.
@@ -43,14 +43,14 @@ class ReplicaChooser:
     def __init__(
         self,
         placement: Placement,
-        row: int,
+        layer: int,
         method: str,
         cost: RooflineCost | None,
         backend: str,
         check_ids: bool = False,
     ) -> None:
-        self._made_from = placement, row, method, cost, backend, check_ids
-        self.placement = Placement(placement.slots[row], placement.num_experts)
+        self._made_from = placement, layer, method, cost, backend, check_ids
+        self.placement = Placement(placement.slots[placement.layer(layer)], placement.num_experts)
         self.method, self.cost, self.backend, self.check_ids = method, cost, backend, check_ids
         self.has_choice = int(self.placement.logcnt.max()) > 1
         self._slot_of = np.append(self.placement.log2phy[0, :, 0], -1).astype(np.int64)  # -1 finds the last place
@@ -60,6 +60,12 @@ class ReplicaChooser:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._made_from  # buffers are made anew
+
+    def serving(self, placement: Placement) -> ReplicaChooser:
+        """This one, or one with the same options for another placement."""
+        if placement is self._made_from[0]:
+            return self
+        return type(self)(placement, *self._made_from[1:])
 
     def __call__(self, topk_ids: torch.Tensor) -> torch.Tensor:
         """Slots [T, K], int32 or int64: -1 where the id is -1. A view that the next call may overwrite.

@@ -52,14 +52,12 @@ class Handle:
         _LAYERS[self.key] = layer
 
 
-def traced(
-    layer: Layer, handle: Handle, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
-) -> torch.Tensor:
+def traced(layer: Layer, key: int, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """What `torch.compile` traces in place of a layer's forward; the checks of the call are made when the graph runs.
 
     Args:
         layer: that calls.
-        handle: of the layer.
+        key: of the layer's handle.
         hidden: [T, H].
         ids: [T, K].
         weights: [T, K].
@@ -72,7 +70,7 @@ def traced(
     kind = hidden.device.type
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     run = torch.ops.janus.experts.default
-    return run(hidden.detach(), ids, weights.detach(), handle.key, autocast, wants_grad)
+    return run(hidden.detach(), ids, weights.detach(), key, autocast, wants_grad)
 
 
 def _needs_grad(layer: Layer, hidden: torch.Tensor, weights: torch.Tensor) -> bool:
