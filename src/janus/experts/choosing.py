@@ -56,7 +56,7 @@ class ReplicaChooser:
         self._slot_of = np.append(self.placement.log2phy[0, :, 0], -1).astype(np.int64)  # -1 finds the last place
         self._in_order = np.array_equal(self._slot_of[:-1], np.arange(placement.num_experts))
         self._balancers: dict[torch.device, Balancer | None] = {}
-        self._tables: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._tables: dict[torch.device, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._made_from  # buffers are made anew
@@ -88,7 +88,7 @@ class ReplicaChooser:
     @property
     def bad_ids(self) -> int:
         """Ids out of range that counted as -1 on a GPU so far; reading it is a host sync."""
-        looked_up = sum(int(counts[0] + counts[-1]) for _, counts in self._tables.values())
+        looked_up = sum(int(counts[0] + counts[-1]) for _, counts, _ in self._tables.values())
         return looked_up + sum(int(b.stats.bad_ids.sum()) for b in self._balancers.values() if b)
 
     def _look_up(self, ids: torch.Tensor) -> torch.Tensor:
@@ -98,17 +98,18 @@ class ReplicaChooser:
         return ids if self._in_order else torch.from_numpy(self._slot_of[array])
 
     def _look_up_on_device(self, ids: torch.Tensor) -> torch.Tensor:
-        table, counts = self._tables.get(ids.device) or self._make_table(ids.device)
-        at = (ids + 2).clamp_(0, len(table) - 1).long()  # first and last place: out of range
-        counts.scatter_add_(0, at.reshape(-1), counts.new_ones(()).expand(at.numel()))
-        if self.check_ids and bool((table[at] < -1).any()):  # host sync here
+        table, counts, one = self._tables.get(ids.device) or self._make_table(ids.device)
+        last = len(table) - 1
+        at = (ids + 2).clamp_(0, last).long()  # first and last place: out of range
+        counts.scatter_add_(0, at.reshape(-1), one.expand(at.numel()))
+        if self.check_ids and bool(((at == 0) | (at == last)).any()):  # host sync here
             self.assignment(ids)
-        return table[at].clamp_(min=-1)
+        return table[at]
 
-    def _make_table(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        slots = torch.tensor([-2, -1, *self._slot_of[:-1].tolist(), -2], dtype=torch.int64)
+    def _make_table(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         with torch.inference_mode(False):  # made inside that mode, they could not be written to outside it
-            self._tables[device] = slots.to(device), torch.zeros_like(slots, device=device)
+            slots = torch.tensor([-1, -1, *self._slot_of[:-1].tolist(), -1], dtype=torch.int64).to(device)
+            self._tables[device] = slots, torch.zeros_like(slots), slots.new_ones(())
         return self._tables[device]
 
     def _balancer(self, ids: torch.Tensor) -> Balancer | None:
