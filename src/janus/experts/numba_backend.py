@@ -53,7 +53,7 @@ class NumbaEngine:
 
     def __init__(self, slots: ExpertSlots) -> None:
         self.slots = slots
-        kinds = STORED[slots.get_parameter("down_proj").dtype], KINDS[slots.dtype]
+        kinds = STORED[slots.down_proj.dtype], KINDS[slots.dtype]
         jobs = columns if slots.layout.is_transposed else rows
         known = recognise(slots.layout)
         self.activate = activate_job(known) if known else None
@@ -109,7 +109,7 @@ class NumbaEngine:
             "rows": num_rows, "n": n, "scale_rows": 1, "x": x.data_ptr(), "x_stride": x.stride(0) * 4,
             "out": out.data_ptr(), "out_stride": out.stride(0) * out.element_size(),
         }  # fmt: skip
-        if scales is not None:
+        if scales is not None and self.slots.format is not None:
             told |= {"scales": scales.data_ptr(), "scale_slot_stride": 4 * scales.stride(0)}
             told |= {"scale_row_stride": 4 * scales.stride(1), "scale_rows": self.slots.format.block[0]}
         if bias is not None:

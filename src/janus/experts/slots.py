@@ -47,6 +47,7 @@ class ExpertSlots(nn.Module):
         # by device and dtype too: both may change under the slots
         self._chosen: dict[tuple[torch.device, torch.dtype], str] = {}
         self._engines: dict[tuple[str, torch.device, torch.dtype], Engine] = {}
+        self.down_proj: torch.Tensor  # a parameter: cheaper to reach by attribute than by get_parameter
         self.rank_S: torch.Tensor  # goes where the weights go, and is not saved with them
         self.register_buffer("rank_S", _rank_by_expert(self.experts), persistent=False)
         self.computed_0: torch.Tensor  # no values: the compute dtype, which follows .to() where stored bytes do not
@@ -91,12 +92,12 @@ class ExpertSlots(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights as they are computed with."""
-        return self.get_parameter("down_proj").dtype if self.format is None else self.computed_0.dtype
+        return self.down_proj.dtype if self.format is None else self.computed_0.dtype
 
     @property
     def device(self) -> torch.device:
         """Of the weights."""
-        return self.get_parameter("down_proj").device
+        return self.down_proj.device
 
     @property
     def nbytes(self) -> int:
@@ -137,6 +138,9 @@ class ExpertSlots(nn.Module):
         if now not in self._engines:
             self._engines[now] = make(name, self)
         return self._engines[now]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_engines": {}, "_chosen": {}}  # buffers and compiled code are made anew
 
     def forward(self, x_TH: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         """Run the chosen slots and sum per token.

@@ -68,7 +68,7 @@ def _identity(x: Any) -> Any:
     return x
 
 
-CURVES = dict(zip(KINDS, (_silu, _gelu, _gelu_tanh, _relu, _relu2, _identity), strict=True))
+CURVES: dict[str, Any] = dict(zip(KINDS, (_silu, _gelu, _gelu_tanh, _relu, _relu2, _identity), strict=True))
 
 
 def _formula(gate: Any, up: Any) -> Any:
