@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from janus.errors import JanusError
+from janus.experts.members import ExpertGroup
+from janus.experts.parallel import ParallelExperts
 from janus.experts.seam import count_experts, find_blocks
 from janus.experts.slots import ExpertSlots
 from janus.sched import Assignment, RooflineCost, balance
@@ -25,19 +27,23 @@ class JanusMoELayer(nn.Module):
         experts: a Hugging Face experts module (transformers >= 5): parameters with a leading expert dimension,
             ``forward(hidden_states, top_k_index, top_k_weights)``. Its weights are copied into the slots, or shared where
             the slots hold the experts in their own order.
-        placement: which expert sits in which slot; default one instance that holds every expert once. All instances
-            live in this process.
+        placement: which expert sits in which slot; default every expert once. Without `group` all instances live in
+            this process.
         balance: method of `janus.sched.balance` that picks the replica of each activated expert.
         cost: of one expert, for ``balance="cost"`` and no other method.
         layer: row of a per-layer placement.
         backend: backend of the balancer.
         compute: how the chosen experts are run: ``"eager"`` (plain torch, bit-equal to transformers' eager forward, takes
             gradients), or ``"auto"``.
+        group: ranks that share the experts, one instance each: an `ExpertGroup`, a process group or a `Topology`; every
+            rank then makes the layer, and calls it as often as the others. None: this process alone.
 
     Raises:
         JanusError: ``experts.compute`` for a way that cannot run here, ``placement.experts`` if the placement is for another number of experts, ``model.experts`` or
             ``model.mismatch`` if the module's layout is not one we reproduce, ``sched.method`` and ``sched.backend`` for
-            unknown names, ``sched.cost``, ``layer.shape`` on a wrong call.
+            unknown names, ``sched.cost``, ``layer.shape`` on a wrong call. With `group` also ``comm.contract``,
+            ``placement.instances``, ``layer.dtype``, ``layer.grad``, ``experts.call``, ``experts.refused``.
+        PeerLost: with `group`; a rank was lost or silent.
 
     Example:
         >>> import torch
@@ -63,15 +69,22 @@ class JanusMoELayer(nn.Module):
         layer: int = 0,
         backend: str = "auto",
         compute: str = "auto",
+        group: Any = None,
     ) -> None:
         super().__init__()
         num_experts = count_experts(experts)
-        self.placement = check_placement(placement, num_experts, self.__class__.__name__)
+        members = None if group is None else ExpertGroup.of(group)
+        instances = 1 if members is None else members.world
+        self.placement = check_placement(placement, num_experts, self.__class__.__name__, instances)
         self.layer = self.placement.layer(layer)
         self.method, self.cost, self._asked = check_method(balance, cost), cost, backend
         self.backend = choose(backend, balance, _device_type(experts), may_copy=True)
         self.last: Assignment | None = None
+        self.parallel: ParallelExperts | None = None
         slots = self.placement.phy2log[self.layer].tolist()
+        if members is not None:
+            slots = members.own_slots(experts, self.placement, self.layer, balance=balance, cost=cost)
+            self.parallel = ParallelExperts(members, self.placement, layer, self._check, self._choose)
         self.slots = ExpertSlots.from_module(experts, slots, compute=compute)
         self.slots.verify()
         self.compute = self.slots.compute
@@ -97,10 +110,26 @@ class JanusMoELayer(nn.Module):
         Returns:
             [T, H] in the dtype of `hidden`.
         """
-        _check_call(self.slots.layout.hidden_size, hidden, topk_ids, topk_weights)
-        chosen = {"method": self.method, "cost": self.cost, "backend": self._asked}
-        self.last = balance(topk_ids, self.placement, layer=self.layer, **chosen)
+        if self.parallel is not None:
+            out = self.parallel.run(self.slots, hidden, topk_ids, topk_weights)
+            self.last = self.parallel.last
+            return out
+        self._check(hidden, topk_ids, topk_weights)
+        self.last = self._choose(topk_ids)
         return self.slots(hidden, self.last.physical_ids, topk_weights)
+
+    def idle(self) -> None:
+        """Take part in a call of the other ranks of the group without tokens; nothing to do without a group."""
+        if self.parallel is not None:
+            hidden = torch.empty(0, self.slots.layout.hidden_size, dtype=self.slots.dtype, device=self.slots.device)
+            self(hidden, hidden.new_empty(0, 1, dtype=torch.long), hidden[:, :1])
+
+    def _check(self, *call: Any) -> None:
+        _check_call(self.slots.layout.hidden_size, *call)
+
+    def _choose(self, topk_ids: torch.Tensor) -> Assignment:
+        chosen = {"method": self.method, "cost": self.cost, "backend": self._asked}
+        return balance(topk_ids, self.placement, layer=self.layer, **chosen)
 
 
 def convert(
@@ -111,16 +140,18 @@ def convert(
     cost: RooflineCost | None = None,
     backend: str = "auto",
     compute: str = "auto",
+    group: Any = None,
 ) -> nn.Module:
     """Swap the routed experts of every MoE layer of a Hugging Face model for a `JanusMoELayer`, in place.
 
     Args:
         model: a live model; its routers, shared experts and dense layers stay as they are.
-        placement: one map per MoE layer, or one for all; default one instance with every expert once.
+        placement: one map per MoE layer, or one for all; default every expert once.
         balance: method of `janus.sched.balance`.
         cost: of one expert, for ``balance="cost"`` and no other method.
         backend: backend of the balancer.
         compute: as in `JanusMoELayer`.
+        group: as in `JanusMoELayer`; every rank converts the same model, and keeps its own slots only.
 
     Returns:
         `model` itself.
@@ -141,21 +172,25 @@ def convert(
     blocks = find_blocks(model)
     choose(backend, balance, _device_type(model), may_copy=True)
     check_layers(placement, [block.layer_id for block in blocks])
-    for block in blocks:  # every refusal comes before the first swap
-        check_placement(placement, block.num_experts, block.name)
+    members = None if group is None else ExpertGroup.of(group)
+    instances = 1 if members is None else members.world
+    for i, block in enumerate(blocks):  # every refusal comes before the first swap
+        found = check_placement(placement, block.num_experts, block.name, instances)
+        if members is not None:
+            members.own_slots(block.experts, found, found.layer(i), balance=balance, cost=cost)
         probe = ExpertSlots.from_module(block.experts, [0], compute=compute)
         probe.verify()
         _ = probe.compute
     for i, block in enumerate(blocks):  # one at a time: at most one layer's weights are held twice
-        chosen = {"balance": balance, "cost": cost, "backend": backend, "compute": compute}
+        chosen = {"balance": balance, "cost": cost, "backend": backend, "compute": compute, "group": members}
         block.replace(block.experts_attr, JanusMoELayer(block.experts, placement, **chosen, layer=i))
     return model
 
 
-def check_placement(placement: Placement | None, num_experts: int, who: str) -> Placement:
+def check_placement(placement: Placement | None, num_experts: int, who: str, instances: int = 1) -> Placement:
     """The placement, or the default one; refuses one made for another number of experts."""
     if placement is None:
-        return Placement.contiguous(num_experts, 1)
+        return Placement.contiguous(num_experts, instances)
     if not isinstance(placement, Placement):
         raise JanusError("placement.type", f"placement must be a janus.Placement, got {type(placement).__name__}")
     if placement.num_experts != num_experts:
