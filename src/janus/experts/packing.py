@@ -38,8 +38,11 @@ def unpack(rows: torch.Tensor, columns: Sequence[Column]) -> list[torch.Tensor]:
         [[[1.0, 1.0]], [[7]]]
     """
     parts = rows.split([elements * dtype.itemsize for elements, dtype in columns], dim=1)
-    # into memory of its own: there it is aligned for its dtype
-    return [part.contiguous().view(dtype) for part, (_, dtype) in zip(parts, columns, strict=True)]
+    # always into memory of its own, where it is aligned for its dtype
+    return [
+        part.clone(memory_format=torch.contiguous_format).view(dtype)
+        for part, (_, dtype) in zip(parts, columns, strict=True)
+    ]
 
 
 def width(columns: Sequence[Column]) -> int:
