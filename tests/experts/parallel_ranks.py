@@ -209,6 +209,22 @@ def parallel_lost(victim: int, sig: str, timeout_s: float) -> list:
     return [*said_by(lambda: [layer(*call) for _ in range(2)]), time.monotonic() - started]
 
 
+def parallel_failing(victim: int) -> list:
+    """The slots of `victim` fail in its first call; what every rank is told then, and in the next call."""
+    rank, world = meet()
+    layer = JanusMoELayer(experts(6), replicated(6, world, 3), group=ExpertGroup(timeout_s=2))
+    if rank == victim:
+        layer.slots.forward = None  # a TypeError, as out of memory would be an error of torch
+
+    def call() -> None:
+        try:
+            layer(*batch(rank, 4, 6, 2))
+        except TypeError as error:
+            raise JanusError("test.failed", str(error)) from None
+
+    return [said_by(call), said_by(call)]
+
+
 def parallel_model(family: str, scope: str) -> dict:
     """A converted model: logits, weights kept, and generation of unequal lengths with transformers' own loop."""
     rank, world = meet()

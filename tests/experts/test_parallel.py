@@ -114,6 +114,15 @@ def test_a_lost_rank_is_named_before_the_deadline(parallel_nursery, sig, timeout
     assert outcomes[1].signal is not None
 
 
+def test_a_rank_that_fails_in_its_slots_is_lost_to_the_others_and_goes_no_further(parallel_nursery):
+    values = parallel_nursery.values("parallel_failing", 3, victim=2)
+    first, then = zip(*values, strict=True)
+    assert [code for code, _ in first] == ["lost all_to_all", "lost all_to_all", "test.failed"]
+    assert [code for code, _ in then] == ["lost all_to_all", "lost all_to_all", "experts.broken"]
+    assert {peer for code, peer in first[:2]} == {"2"}
+    assert "NoneType" in then[2][1]
+
+
 @pytest.mark.parametrize(("family", "scope"), [("olmoe", "batch"), ("deepseek_v3", "rank")])
 def test_a_converted_model_keeps_its_own_slots_and_generates_unequal_lengths(parallel_nursery, family, scope):
     values = parallel_nursery.values("parallel_model", 3, family=family, scope=scope)

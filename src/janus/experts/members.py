@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,11 +17,13 @@ from janus.comm.group import default_store
 from janus.comm.roster import roster_of
 from janus.comm.shuffle import REGIMES
 from janus.comm.store import Board
-from janus.errors import JanusError, known
+from janus.errors import JanusError, PeerLost, known
+from janus.experts.terms import layer_terms
 from janus.types import Placement
 from janus.types.checks import instance, number
 
 SCOPES = ("batch", "rank")
+_BROKEN: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()  # what failed here, of each group
 _TURNS: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # agreements of each group so far
 
 
@@ -85,11 +88,29 @@ class ExpertGroup:
         return self.roster.world
 
     def exchange(self, output: torch.Tensor, input: torch.Tensor, expected: list[int], sent: list[int]) -> None:
-        """One `all_to_all` with the options of this group."""
+        """One `all_to_all` with the options of this group.
+
+        Raises:
+            JanusError: ``experts.broken`` after a failure in `between_exchanges`.
+        """
+        if (failed := _BROKEN.get(self.roster.group)) is not None:
+            rule = f"a call failed on this rank while the others waited for it ({failed})"
+            raise JanusError("experts.broken", f"{rule}; make a new process group")
         options: dict[str, Any] = {"regime": self.regime, "cost": self.cost, "timeout_s": self.timeout_s}
         all_to_all(output, input, expected, sent, topology_or_group=self.where, **options)
         row_bytes = input[:1].nbytes if len(input) else 0
         self.bytes_sent += (sum(sent) - sent[self.me]) * row_bytes
+
+    @contextlib.contextmanager
+    def between_exchanges(self) -> Iterator[None]:
+        """What fails in here, fails on this rank alone: its next message would be taken for the one that is missing."""
+        try:
+            yield
+        except PeerLost:
+            raise  # and every later exchange raises it again
+        except BaseException as error:
+            _BROKEN[self.roster.group] = f"{type(error).__name__}: {error}"
+            raise
 
     def agree(self, terms: dict[str, Any]) -> None:
         """Compare `terms` with those of all members, once for each set of terms.
@@ -125,11 +146,7 @@ class ExpertGroup:
             JanusError: ``comm.contract``; ``placement.instances`` unless there is one instance for each member.
             PeerLost: phase ``"rendezvous"``.
         """
-        name = digest(placement.slots.tolist())
-        weights = {name: [str(p.dtype).removeprefix("torch."), *p.shape] for name, p in experts.named_parameters()}
-        options = {name: repr(value) for name, value in balancer.items()}
-        shape = f"{placement.num_instances} instances of {placement.slots_per_instance} slots"
-        self.agree({"weights": weights, "placement": f"{shape}, {name}", "layer": layer, **options})
+        self.agree(layer_terms(experts, placement, layer, **balancer))
         if placement.num_instances != self.world:
             raise JanusError(
                 "placement.instances",
@@ -137,13 +154,3 @@ class ExpertGroup:
                 f"{placement.num_instances} instances; make a placement for {self.world}",
             )
         return placement.slots[layer, self.me].tolist()
-
-
-def digest(value: Any) -> str:
-    """A few hex digits that differ where the JSON values do.
-
-    Example:
-        >>> digest([0, 1]) == digest([0, 1]), digest([0, 1]) == digest([1, 0])
-        (True, False)
-    """
-    return hashlib.blake2b(json.dumps(value).encode(), digest_size=6).hexdigest()

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from janus.errors import JanusError, PeerLost
-from janus.experts.members import ExpertGroup, digest
+from janus.experts.members import ExpertGroup
 from janus.experts.notices import DTYPES, REFUSED, TOKENS, Notice, compare, gather, swap
 from janus.experts.packing import Column, pack, unpack, width
 from janus.experts.slots import ExpertSlots
+from janus.experts.terms import digest
 from janus.experts.trip import Leaving, arriving, leaving, local
 from janus.sched import Assignment
 from janus.types import Placement
@@ -93,9 +94,10 @@ class ParallelExperts:
         trip = (self._all if self.group.scope == "batch" else self._own)(mine, topk_ids, hidden.shape[1])
         if trip is None:
             return torch.zeros_like(hidden)
-        x_AH, slots_AK, weights_AK = self._dispatch(trip, hidden, topk_weights)
-        y_AH = slots(x_AH, slots_AK, weights_AK)
-        return self._combine(trip, y_AH).to(hidden.dtype)
+        with self.group.between_exchanges():
+            x_AH, slots_AK, weights_AK = self._dispatch(trip, hidden, topk_weights)
+            y_AH = slots(x_AH, slots_AK, weights_AK)
+            return self._combine(trip, y_AH).to(hidden.dtype)
 
     def _all(self, mine: Notice, ids_BK: torch.Tensor, hidden_size: int) -> Trip | None:
         """Scope "batch": every rank balances the tokens of all, so nobody need be told how many rows come."""
