@@ -33,13 +33,16 @@ class JanusMoELayer(nn.Module):
         cost: of one expert, for ``balance="cost"`` and no other method.
         layer: row of a per-layer placement.
         backend: backend of the balancer.
+        quantize: keep the matrices of the slots in 8 bits: ``"int8"`` (a scale per 128 inputs of an output) or ``"fp8"``
+            (e4m3, a scale per 128 x 128 block); default as the module has them. Never shared with the module.
         compute: how the chosen experts are run: ``"eager"`` (plain torch, bit-equal to transformers' eager forward, takes
             gradients), or ``"auto"``.
         group: ranks that share the experts, one instance each: an `ExpertGroup`, a process group or a `Topology`; every
             rank then makes the layer, and calls it as often as the others. None: this process alone.
 
     Raises:
-        JanusError: ``experts.compute`` for a way that cannot run here, ``placement.experts`` if the placement is for another number of experts, ``model.experts`` or
+        JanusError: ``experts.compute`` for a way that cannot run here, ``experts.quantize`` for an unknown format or
+            weights that are not finite, ``placement.experts`` if the placement is for another number of experts, ``model.experts`` or
             ``model.mismatch`` if the module's layout is not one we reproduce, ``sched.method`` and ``sched.backend`` for
             unknown names, ``sched.cost``, ``layer.shape`` on a wrong call. With `group` also ``comm.contract``,
             ``placement.instances``, ``layer.dtype``, ``layer.grad``, ``experts.call``, ``experts.refused``.
@@ -68,6 +71,7 @@ class JanusMoELayer(nn.Module):
         cost: RooflineCost | None = None,
         layer: int = 0,
         backend: str = "auto",
+        quantize: str | None = None,
         compute: str = "auto",
         group: Any = None,
     ) -> None:
@@ -83,9 +87,10 @@ class JanusMoELayer(nn.Module):
         self.parallel: ParallelExperts | None = None
         slots = self.placement.phy2log[self.layer].tolist()
         if members is not None:
-            slots = members.own_slots(experts, self.placement, self.layer, balance=balance, cost=cost)
+            alike = {"balance": balance, "cost": cost, "quantize": quantize}
+            slots = members.own_slots(experts, self.placement, self.layer, **alike)
             self.parallel = ParallelExperts(members, self.placement, layer, self._check, self._choose)
-        self.slots = ExpertSlots.from_module(experts, slots, compute=compute)
+        self.slots = ExpertSlots.from_module(experts, slots, quantize=quantize, compute=compute)
         self.slots.verify()
         self.compute = self.slots.compute
 
@@ -139,6 +144,7 @@ def convert(
     balance: str = "exact",
     cost: RooflineCost | None = None,
     backend: str = "auto",
+    quantize: str | None = None,
     compute: str = "auto",
     group: Any = None,
 ) -> nn.Module:
@@ -150,6 +156,7 @@ def convert(
         balance: method of `janus.sched.balance`.
         cost: of one expert, for ``balance="cost"`` and no other method.
         backend: backend of the balancer.
+        quantize: as in `JanusMoELayer`; one layer after the other, so that one layer is held twice at most.
         compute: as in `JanusMoELayer`.
         group: as in `JanusMoELayer`; every rank converts the same model, and keeps its own slots only.
 
@@ -172,17 +179,18 @@ def convert(
     blocks = find_blocks(model)
     choose(backend, balance, _device_type(model), may_copy=True)
     check_layers(placement, [block.layer_id for block in blocks])
+    alike = {"balance": balance, "cost": cost, "quantize": quantize}
     members = None if group is None else ExpertGroup.of(group)
     instances = 1 if members is None else members.world
     for i, block in enumerate(blocks):  # every refusal comes before the first swap
         found = check_placement(placement, block.num_experts, block.name, instances)
         if members is not None:
-            members.own_slots(block.experts, found, found.layer(i), balance=balance, cost=cost)
-        probe = ExpertSlots.from_module(block.experts, [0], compute=compute)
+            members.own_slots(block.experts, found, found.layer(i), **alike)
+        probe = ExpertSlots.from_module(block.experts, [0], quantize=quantize, compute=compute)
         probe.verify()
         _ = probe.compute
     for i, block in enumerate(blocks):  # one at a time: at most one layer's weights are held twice
-        chosen = {"balance": balance, "cost": cost, "backend": backend, "compute": compute, "group": members}
+        chosen = {**alike, "backend": backend, "compute": compute, "group": members}
         block.replace(block.experts_attr, JanusMoELayer(block.experts, placement, **chosen, layer=i))
     return model
 

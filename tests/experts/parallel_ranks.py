@@ -162,7 +162,8 @@ def parallel_contract(per_rank: list[dict]) -> list[str]:
     whole = experts(mine["E"], getattr(torch, mine["dtype"]), mine["hidden"])
     placement = replicated(mine["E"], mine["instances"], mine["C"])
     group = ExpertGroup(scope=mine.get("scope", "batch"), timeout_s=5)
-    return said_by(lambda: JanusMoELayer(whole, placement, group=group, balance=mine.get("method", "exact")))
+    options = {"balance": mine.get("method", "exact"), "quantize": mine.get("quantize")}
+    return said_by(lambda: JanusMoELayer(whole, placement, group=group, **options))
 
 
 def parallel_calls(scope: str) -> dict[str, list[str]]:

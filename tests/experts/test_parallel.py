@@ -58,6 +58,7 @@ def test_batches_that_outgrow_the_room_of_the_ids(parallel_nursery, world):
         ("weights", {"hidden": 14}),
         ("balance", {"method": "greedy"}),
         ("scope", {"scope": "rank"}),
+        ("quantize", {"quantize": "int8"}),
     ],
 )
 def test_layers_that_differ_are_refused_on_every_rank_with_one_sentence(parallel_nursery, field, odd):

@@ -133,20 +133,20 @@ class ExpertGroup:
         agree(board, {**terms, **options, "group": list(ranks)}, ranks, roster.rank(roster.me), self.timeout_s)
         self._agreed.add(said)
 
-    def own_slots(self, experts: nn.Module, placement: Placement, layer: int, **balancer: Any) -> list[int]:
+    def own_slots(self, experts: nn.Module, placement: Placement, layer: int, **alike: Any) -> list[int]:
         """The logical experts of this member's slots, -1 for an empty one, once all members agree on the layer.
 
         Args:
             experts: the module to be replaced; shapes and dtype of its weights are compared, their values are not.
             placement: one instance per member.
             layer: row of a per-layer placement.
-            balancer: method and cost.
+            alike: options that must be equal, by name.
 
         Raises:
             JanusError: ``comm.contract``; ``placement.instances`` unless there is one instance for each member.
             PeerLost: phase ``"rendezvous"``.
         """
-        self.agree(layer_terms(experts, placement, layer, **balancer))
+        self.agree(layer_terms(experts, placement, layer, **alike))
         if placement.num_instances != self.world:
             raise JanusError(
                 "placement.instances",

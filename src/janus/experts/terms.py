@@ -11,14 +11,14 @@ from torch import nn
 from janus.types import Placement
 
 
-def layer_terms(experts: nn.Module, placement: Placement, layer: int, **balancer: Any) -> dict[str, Any]:
-    """The terms of one layer: shapes and dtype of its weights, but not their values; the placement; the balancer.
+def layer_terms(experts: nn.Module, placement: Placement, layer: int, **alike: Any) -> dict[str, Any]:
+    """The terms of one layer: shapes and dtype of its weights, but not their values; the placement; options.
 
     Args:
         experts: the module to be replaced.
         placement: of all ranks.
         layer: row of a per-layer placement.
-        balancer: method and cost.
+        alike: options that must be equal, by name.
 
     Example:
         >>> import torch
@@ -30,7 +30,7 @@ def layer_terms(experts: nn.Module, placement: Placement, layer: int, **balancer
     """
     weights = {name: [str(p.dtype).removeprefix("torch."), *p.shape] for name, p in experts.named_parameters()}
     shape = f"{placement.num_instances} instances of {placement.slots_per_instance} slots"
-    options = {name: repr(value) for name, value in balancer.items()}
+    options = {name: repr(value) for name, value in alike.items()}
     named = f"{shape}, {digest(placement.slots.tolist())}"
     return {"weights": weights, "placement": named, "layer": layer, **options}
 
