@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import importlib
 import json
 import os
 import signal
@@ -39,15 +40,18 @@ class Outcome:
 
 
 class Nursery:
-    """The parent of all ranks; `run` starts one scenario on `world` ranks and waits for them."""
+    """The parent of all ranks; `run` starts one scenario on `world` ranks and waits for them.
 
-    def __init__(self):
+    Scenarios are functions of `modules`, which lie in `folder`.
+    """
+
+    def __init__(self, folder: Path = HERE, modules: tuple[str, ...] = ("scenarios", "modes", "hazards")):
         env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-        env["PYTHONPATH"] = os.pathsep.join(map(str, (SRC, HERE, HERE.parents[1] / "benchmarks")))
+        env["PYTHONPATH"] = os.pathsep.join(map(str, (SRC, folder, HERE.parents[1] / "benchmarks")))
         for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "JANUS_RENDEZVOUS"):
             env.pop(name, None)
         self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+            [sys.executable, __file__, *modules], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
         )
 
     def run(self, scenario: str, world: int, *, deadline_s: float = 60.0, **args) -> list[Outcome]:
@@ -76,17 +80,15 @@ class Nursery:
 
 def main() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)  # an interrupt also removes the temporary folder
-    import hazards
-    import modes  # imports torch, once
-    import scenarios
-
-    known = {**vars(scenarios), **vars(modes), **vars(hazards)}
-
+    known = {}
+    for name in sys.argv[1:]:  # imports torch, once
+        known |= vars(importlib.import_module(name))
     for line in sys.stdin:
         request = json.loads(line)
         with tempfile.TemporaryDirectory(prefix="janus-comm-") as folder:
             outcomes = _run(known, Path(folder), **request)
         print(json.dumps(outcomes), flush=True)
+    os._exit(0)  # nothing is left to tidy up, and taking down what was imported takes seconds
 
 
 def _run(known, folder: Path, scenario: str, world: int, deadline_s: float, args: dict) -> list[dict]:
