@@ -2,42 +2,56 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from janus.errors import JanusError
+from janus.experts.checkpoint import Checkpoint
+from janus.experts.layout import ExpertLayout
+from janus.experts.loading import block_of
+from janus.experts.placed import PlacedSlots
 from janus.experts.seam import count_experts, find_blocks
 from janus.experts.slots import ExpertSlots
 from janus.sched import Assignment, RooflineCost, balance
 from janus.sched.backends import check_method, choose
 from janus.types import Placement
+from janus.types.checks import integer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 
-class JanusMoELayer(nn.Module):
+MAX_STAGING = 2**16  # slots; keeps a mistyped number from filling the memory
+
+
+class JanusMoELayer(PlacedSlots):
     """Routed experts over the physical slots of a placement; drop-in for a model's experts module.
 
     Args:
         experts: a Hugging Face experts module (transformers >= 5): parameters with a leading expert dimension,
-            ``forward(hidden_states, top_k_index, top_k_weights)``. Its weights are copied into the slots, or shared where
-            the slots hold the experts in their own order.
+            ``forward(hidden_states, top_k_index, top_k_weights)``. Its parameters are shared where the slots hold the
+            experts in their own order, and go on being trained; else they are copied into the slots, and the copies
+            take no gradient.
         placement: which expert sits in which slot; default one instance that holds every expert once. All instances
             live in this process.
         balance: method of `janus.sched.balance` that picks the replica of each activated expert.
         cost: of one expert, for ``balance="cost"`` and no other method.
-        layer: row of a per-layer placement.
+        layer: MoE layer, counted from 0: row of a per-layer placement, and what `load_slots` reads of a folder.
         backend: backend of the balancer.
         compute: how the chosen experts are run: ``"eager"`` (plain torch, bit-equal to transformers' eager forward, takes
             gradients), or ``"auto"``.
+        instance: hold only the slots of this expert instance; what the others serve counts nothing in the output.
+        staging: spare slots, for `begin_replace`: how many experts a new placement may move while the layer serves.
 
     Raises:
         JanusError: ``experts.compute`` for a way that cannot run here, ``placement.experts`` if the placement is for another number of experts, ``model.experts`` or
             ``model.mismatch`` if the module's layout is not one we reproduce, ``sched.method`` and ``sched.backend`` for
-            unknown names, ``sched.cost``, ``layer.shape`` on a wrong call.
+            unknown names, ``sched.cost``, ``placement.instance``, ``layer.staging``, and on a call ``layer.shape`` and
+            ``layer.grad`` (a gradient is asked for that would be wrong).
 
     Example:
         >>> import torch
@@ -63,18 +77,17 @@ class JanusMoELayer(nn.Module):
         layer: int = 0,
         backend: str = "auto",
         compute: str = "auto",
+        instance: int | None = None,
+        staging: int = 0,
     ) -> None:
-        super().__init__()
-        num_experts = count_experts(experts)
-        self.placement = check_placement(placement, num_experts, self.__class__.__name__)
-        self.layer = self.placement.layer(layer)
-        self.method, self.cost, self._asked = check_method(balance, cost), cost, backend
-        self.backend = choose(backend, balance, _device_type(experts), may_copy=True)
-        self.last: Assignment | None = None
-        slots = self.placement.phy2log[self.layer].tolist()
-        self.slots = ExpertSlots.from_module(experts, slots, compute=compute)
-        self.slots.verify()
-        self.compute = self.slots.compute
+        placement = check_placement(placement, count_experts(experts), type(self).__name__)
+        held = _slots_to_hold(placement, layer, instance, staging)
+        check_method(balance, cost)
+        slots = ExpertSlots.from_module(experts, held, compute=compute)
+        slots.verify()
+        super().__init__(slots, placement, layer, instance, filled=True)
+        self._balance_by(balance, cost, backend)
+        self.train(experts.training)
 
     @classmethod
     def from_module(
@@ -85,6 +98,61 @@ class JanusMoELayer(nn.Module):
     ) -> JanusMoELayer:
         """Same as the constructor; reads better where a module is replaced."""
         return cls(experts, placement, **options)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        folder: str | Path | Checkpoint,
+        placement: Placement | None = None,
+        *,
+        layer: int = 0,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        balance: str = "exact",
+        cost: RooflineCost | None = None,
+        backend: str = "auto",
+        compute: str = "auto",
+        instance: int | None = None,
+        staging: int = 0,
+    ) -> JanusMoELayer:
+        """One layer of a model folder, without the model: only the experts of its slots are read, one at a time.
+
+        Args:
+            folder: of safetensors, or an open `Checkpoint` of it (for many layers: it is opened once).
+            placement: as in the constructor.
+            layer: MoE layer, counted from 0.
+            dtype: of the slots; default the one the config names.
+            device: of the slots.
+            balance: as in the constructor.
+            cost: as in the constructor.
+            backend: as in the constructor.
+            compute: as in the constructor.
+            instance: as in the constructor.
+            staging: as in the constructor.
+
+        Returns:
+            The layer, filled, in eval mode; its weights take no gradient.
+
+        Raises:
+            JanusError: as the constructor and `load_slots`.
+        """
+        check_method(balance, cost)
+        with nullcontext(folder) if isinstance(folder, Checkpoint) else Checkpoint(folder) as checkpoint:
+            block = block_of(checkpoint, layer)
+            placement = check_placement(placement, block.num_experts, block.name)
+            nothing = [-1] * len(_slots_to_hold(placement, layer, instance, staging))
+            of, dtype = ExpertLayout.of(block.experts), dtype or checkpoint.dtype
+            slots = ExpertSlots(of, nothing, dtype=dtype, device=device, compute=compute)
+            layer_of = cls.__new__(cls)
+            PlacedSlots.__init__(layer_of, slots, placement, layer, instance, filled=False)
+            layer_of._balance_by(balance, cost, backend)
+            return layer_of.load_slots(placement, checkpoint).eval()
+
+    def _balance_by(self, method: str, cost: RooflineCost | None, backend: str) -> None:
+        self.method, self.cost, self._asked = check_method(method, cost), cost, backend
+        self.backend = choose(backend, method, self.slots.device.type, may_copy=True)
+        self.compute = self.slots.compute
+        self.last: Assignment | None = None
 
     def forward(self, hidden: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
         """Run the chosen experts of each token and sum their outputs by routing weight.
@@ -98,9 +166,13 @@ class JanusMoELayer(nn.Module):
             [T, H] in the dtype of `hidden`.
         """
         _check_call(self.slots.layout.hidden_size, hidden, topk_ids, topk_weights)
-        chosen = {"method": self.method, "cost": self.cost, "backend": self._asked}
-        self.last = balance(topk_ids, self.placement, layer=self.layer, **chosen)
-        return self.slots(hidden, self.last.physical_ids, topk_weights)
+        view = self.now()  # one read: a placement switched to meanwhile is the next call's
+        try:
+            chosen = {"method": self.method, "cost": self.cost, "backend": self._asked}
+            self.last = last = balance(topk_ids, view.placement, layer=self.layer, **chosen)
+            return self.slots(hidden, view.local(last.physical_ids), topk_weights)
+        finally:
+            del view  # a traceback that is kept would keep it too, and the slots it uses
 
 
 def convert(
@@ -111,6 +183,7 @@ def convert(
     cost: RooflineCost | None = None,
     backend: str = "auto",
     compute: str = "auto",
+    staging: int = 0,
 ) -> nn.Module:
     """Swap the routed experts of every MoE layer of a Hugging Face model for a `JanusMoELayer`, in place.
 
@@ -121,6 +194,7 @@ def convert(
         cost: of one expert, for ``balance="cost"`` and no other method.
         backend: backend of the balancer.
         compute: as in `JanusMoELayer`.
+        staging: as in `JanusMoELayer`, of every layer.
 
     Returns:
         `model` itself.
@@ -147,7 +221,7 @@ def convert(
         probe.verify()
         _ = probe.compute
     for i, block in enumerate(blocks):  # one at a time: at most one layer's weights are held twice
-        chosen = {"balance": balance, "cost": cost, "backend": backend, "compute": compute}
+        chosen = {"balance": balance, "cost": cost, "backend": backend, "compute": compute, "staging": staging}
         block.replace(block.experts_attr, JanusMoELayer(block.experts, placement, **chosen, layer=i))
     return model
 
@@ -176,6 +250,14 @@ def check_layers(placement: Placement | None, layer_ids: Sequence[int]) -> None:
             f"the model has {len(layer_ids)} MoE layers, numbered {list(layer_ids)}; the placement has "
             f"{placement.num_layers}, numbered {placement.layer_ids}; a 2-D placement serves every layer",
         )
+
+
+def _slots_to_hold(placement: Placement, layer: int, instance: int | None, staging: int) -> list[int]:
+    """Expert of each slot of `ExpertSlots`: those of all instances or of one, and empty ones to stage in."""
+    slots_GC = placement.slots[placement.layer(layer)]
+    if instance is not None:
+        slots_GC = slots_GC[integer(instance, "instance", "placement.instance", high=placement.num_instances - 1)]
+    return [*slots_GC.reshape(-1).tolist(), *[-1] * integer(staging, "staging", "layer.staging", high=MAX_STAGING)]
 
 
 def _check_call(hidden_size: int, *call: Any) -> None:

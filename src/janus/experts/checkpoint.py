@@ -21,6 +21,9 @@ from janus.experts.folder import INDEX, SINGLE, check_folder
 from janus.experts.layout import Weights
 from janus.experts.seam import MoEBlock, find_blocks
 
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+Read = Callable[[str, slice], torch.Tensor]  # name on disk, rows -> tensor
+
 
 class Checkpoint:
     """A model folder, checked on opening: its skeleton on the meta device, and weights by name on demand.
@@ -69,16 +72,19 @@ class Checkpoint:
 
     def expert(self, block: MoEBlock, e: int) -> Weights:
         """Weights of one expert, without the expert dimension; reads that expert's bytes only."""
-        if not 0 <= e < block.num_experts:
-            raise JanusError(
-                "checkpoint.missing", f"{self.folder}: {block.name} has experts 0..{block.num_experts - 1}, none is {e}"
-            )
-        out = {}
-        for name, whole in block.experts.named_parameters():
-            target = f"{block.name}.{block.experts_attr}.{name}"
-            made = self._tensor(target, lambda key, many, e=e: self._one_expert(key, many, e))
-            out[name] = self._fitting(target, made, (1, *whole.shape[1:]))[0].to(self.dtype)
-        return out
+        return {name: weight.to(self.dtype) for name, weight in self.stored_expert(block, e).items()}
+
+    def stored_expert(self, block: MoEBlock, e: int) -> Weights:
+        """As `expert`, in the dtype of the files; what is stored as it is used is a view of the mapped file."""
+        return self._expert(block, e, self._read)
+
+    def check_expert(self, block: MoEBlock, e: int) -> None:
+        """Refuse what `stored_expert` could not give, by the headers alone; and weights that are no floats.
+
+        Raises:
+            JanusError: ``checkpoint.missing``, ``checkpoint.corrupt``, ``checkpoint.dtype``.
+        """
+        self._expert(block, e, self._described)
 
     def router(self, block: MoEBlock) -> nn.Module:
         """The block's router with its weights, on the CPU."""
@@ -136,19 +142,33 @@ class Checkpoint:
     def check_experts(self) -> None:
         """Refuse a folder in which a tensor of some expert is missing, before any is read."""
         for block in self.blocks:
-            for name, _ in block.experts.named_parameters():
-                target = f"{block.name}.{block.experts_attr}.{name}"
-                for pattern, keys in self._sources.get(target, {"": []}).items():
-                    if (
-                        len(keys) == 1 and not pattern
-                    ):  # all experts in one tensor: slices of it would not show the rest
-                        self._check_shape(target, self._shape(keys[0]), tuple(self._known[target].shape))
-                    if len(keys) != 1 and not _numbered(keys, block.num_experts):
-                        raise JanusError(
-                            "checkpoint.missing",
-                            f"{self.folder}: {target} is made of one tensor per expert, numbered 0..{block.num_experts - 1}; "
-                            f"found {len(keys)}" + (f", {keys[0]} ... {keys[-1]}" if keys else ""),
-                        )
+            self.check_block(block)
+
+    def check_block(self, block: MoEBlock) -> None:
+        """Refuse a folder in which a tensor of some expert of this block is missing."""
+        for name, _ in block.experts.named_parameters():
+            target = f"{block.name}.{block.experts_attr}.{name}"
+            for pattern, keys in self._sources.get(target, {"": []}).items():
+                if len(keys) == 1 and not pattern:  # all experts in one tensor: slices of it would not show the rest
+                    self._check_shape(target, self._shape(keys[0]), tuple(self._known[target].shape))
+                if len(keys) != 1 and not _numbered(keys, block.num_experts):
+                    raise JanusError(
+                        "checkpoint.missing",
+                        f"{self.folder}: {target} is made of one tensor per expert, numbered 0..{block.num_experts - 1}; "
+                        f"found {len(keys)}" + (f", {keys[0]} ... {keys[-1]}" if keys else ""),
+                    )
+
+    def _expert(self, block: MoEBlock, e: int, read: Read) -> Weights:
+        if not 0 <= e < block.num_experts:
+            raise JanusError(
+                "checkpoint.missing", f"{self.folder}: {block.name} has experts 0..{block.num_experts - 1}, none is {e}"
+            )
+        out = {}
+        for name, whole in block.experts.named_parameters():
+            target = f"{block.name}.{block.experts_attr}.{name}"
+            made = self._tensor(target, lambda keys, many: self._one_expert(keys, many, e, read))
+            out[name] = self._fitting(target, made, (1, *whole.shape[1:]))[0]
+        return out
 
     def _build_skeleton(self) -> Any:
         from transformers import AutoModelForCausalLM
@@ -190,9 +210,9 @@ class Checkpoint:
         converter = converter.copy(
             list(converter._original_source_patterns),
             list(converter._original_target_patterns),
-            operations=converter.operations,
+            operations=[_Stack(op) if type(op).__name__ == "MergeModulelist" else op for op in converter.operations],
         )
-        merges = any(type(op).__name__ == "MergeModulelist" for op in converter.operations)
+        merges = any(isinstance(op, _Stack) for op in converter.operations)
         for pattern, keys in patterns.items():
             for key, tensor in zip(keys, read(keys, merges), strict=False):
                 converter.add_tensor(target, key, pattern, tensor)
@@ -216,14 +236,14 @@ class Checkpoint:
                 f"{self.folder}: {target} must have the shape {shape} by config.json, the file gives {seen}",
             )
 
-    def _one_expert(self, keys: list[str], one_tensor_each: bool, e: int) -> list[torch.Tensor]:
+    def _one_expert(self, keys: list[str], one_tensor_each: bool, e: int, read: Read) -> list[torch.Tensor]:
         if one_tensor_each:
             if e >= len(keys):
                 raise JanusError(
                     "checkpoint.missing", f"{self.folder} has {len(keys)} tensors like {keys[0]}, none for expert {e}"
                 )
-            return [self._read(keys[e], slice(None))]
-        return [self._read(keys[0], slice(e, e + 1))]
+            return [read(keys[e], slice(None))]
+        return [read(keys[0], slice(e, e + 1))]
 
     def _read(self, key: str, rows: slice) -> torch.Tensor:
         def part(handle: Any) -> torch.Tensor:
@@ -231,6 +251,16 @@ class Checkpoint:
             return stored[rows] if stored.get_shape() else handle.get_tensor(key)
 
         return self._ask(key, part)
+
+    def _described(self, key: str, rows: slice) -> torch.Tensor:
+        """What `_read` would give, on the meta device."""
+        shape, dtype = self._ask(key, lambda h: (h.get_slice(key).get_shape(), str(h.get_slice(key).get_dtype())))
+        if dtype not in FLOATS:
+            raise JanusError(
+                "checkpoint.dtype",
+                f"{self._files[key]}: {key} is stored as {dtype}; experts are read from one of {', '.join(FLOATS)}",
+            )
+        return torch.empty(shape, dtype=FLOATS[dtype], device="meta")[rows]
 
     def _shape(self, key: str) -> tuple[int, ...]:
         return self._ask(key, lambda handle: tuple(handle.get_slice(key).get_shape()))
@@ -256,6 +286,17 @@ class Checkpoint:
         pattern, names, _ = build_glob_alternation(list(plan))
         found = pattern.search(target) if plan else None
         return plan[names[found.lastgroup]] if found else self._known[target].dtype
+
+
+class _Stack:
+    """transformers' MergeModulelist, without its copy where there is but one tensor to stack."""
+
+    def __init__(self, merge: Any) -> None:
+        self.merge, self.supports_many_to_many = merge, merge.supports_many_to_many
+
+    def convert(self, input_dict: dict[str, list[torch.Tensor]], *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        one = {pattern: t[0].unsqueeze(self.merge.dim) if len(t) == 1 else t for pattern, t in input_dict.items()}
+        return self.merge.convert(one, *args, **kwargs)
 
 
 def _numbered(keys: list[str], count: int) -> bool:

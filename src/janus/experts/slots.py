@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from janus.errors import JanusError
 from janus.experts.backends import Engine, choose, make
+from janus.experts.grad import way_for_grad
 from janus.experts.layout import ExpertLayout, Weights
 from janus.experts.seam import count_experts
 
@@ -38,6 +40,8 @@ class ExpertSlots(nn.Module):
         self.experts = tuple(int(e) for e in experts)
         self.asked, self._engines = compute, dict[str, Engine]()
         self._chosen: dict[torch.device, str] = {}
+        self.shared = False  # the parameters are a module's own
+        self.copies_trained = False  # the weights are copies of ones that took gradients
         self.rank_S: torch.Tensor  # goes where the weights go, and is not saved with them
         self.register_buffer("rank_S", _rank_by_expert(self.experts), persistent=False)
         for name, shape in layout.shapes.items():
@@ -48,7 +52,8 @@ class ExpertSlots(nn.Module):
     def from_module(cls, experts: nn.Module, slots: Sequence[int], *, compute: str = "auto") -> ExpertSlots:
         """Slots filled from a live experts module.
 
-        Weights are shared, not copied, where slots = 0, 1, ..., E - 1: what changes the module's in place changes these.
+        Parameters are shared, not copied, where slots = 0, 1, ..., E - 1: an optimizer that holds them goes on training
+        them. Copies take no gradient.
         """
         first = next(experts.parameters())
         shared = list(slots) == list(range(count_experts(experts)))
@@ -56,12 +61,14 @@ class ExpertSlots(nn.Module):
         made = cls(ExpertLayout.of(experts), slots, dtype=first.dtype, device=device, compute=compute)
         for name, p in experts.named_parameters():
             if shared:
-                made.register_parameter(name, nn.Parameter(p.detach(), requires_grad=False))
+                made.register_parameter(name, p)
         for slot, e in enumerate(slots):
             if e >= 0 and not shared:
                 made.fill(slot, slice_expert(experts, e))
         made.rank_S = made.rank_S.to(first.device)
-        return made
+        made.shared = shared
+        made.copies_trained = not shared and any(p.requires_grad for p in experts.parameters())
+        return made.train(experts.training)
 
     @property
     def num_slots(self) -> int:
@@ -83,6 +90,19 @@ class ExpertSlots(nn.Module):
         with torch.no_grad():
             for name in self.layout.shapes:
                 self.get_parameter(name)[slot].copy_(weights[name])
+
+    def like(self, experts: Sequence[int]) -> ExpertSlots:
+        """Empty slots of the same kind, in the same place."""
+        return ExpertSlots(self.layout, experts, dtype=self.dtype, device=self.device, compute=self.asked)
+
+    def hold(self, experts: Sequence[int], keys: Sequence[tuple[int, int]]) -> None:
+        """Note which expert each slot holds from now on; replicas of one expert are run in the order of their keys.
+
+        A call in progress sees the old order of its slots or the new one: both put any two slots that keep their expert
+        and key in the same order.
+        """
+        self.experts = tuple(int(e) for e in experts)
+        self.rank_S = _rank_by_expert(self.experts, keys).to(self.rank_S.device)
 
     def weights(self, slot: int) -> Weights:
         """Views of one slot's weights."""
@@ -112,8 +132,12 @@ class ExpertSlots(nn.Module):
 
         Returns:
             [T, H] in the dtype of `x_TH`; zero for a token none of whose choices is here.
+
+        Raises:
+            JanusError: ``layer.grad`` where a gradient is asked for that cannot be right.
         """
-        return self.engine(self.compute)(x_TH, slots_TK, weights_TK)
+        name = way_for_grad(self, x_TH, weights_TK) or self.compute
+        return self.engine(name)(x_TH, slots_TK, weights_TK)
 
     def verify(self, atol: float = 1e-5) -> None:
         """Compare one filled slot with the family's own forward on a few tokens.
@@ -146,8 +170,9 @@ def slice_expert(experts: nn.Module, e: int) -> Weights:
     return {name: p.detach()[e] for name, p in experts.named_parameters()}
 
 
-def _rank_by_expert(experts: tuple[int, ...]) -> torch.Tensor:
-    order = sorted(range(len(experts)), key=lambda slot: (experts[slot], slot))
+def _rank_by_expert(experts: tuple[int, ...], keys: Sequence[Any] | None = None) -> torch.Tensor:
+    keys = keys or range(len(experts))
+    order = sorted(range(len(experts)), key=lambda slot: (experts[slot], keys[slot]))
     rank = torch.empty(len(experts), dtype=torch.long)
     rank[torch.tensor(order, dtype=torch.long)] = torch.arange(len(experts))
     return rank
