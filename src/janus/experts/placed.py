@@ -13,12 +13,10 @@ from janus.experts.loading import OwnExperts, opened
 from janus.experts.replacing import Changes, Progress, Replacement
 from janus.experts.saving import save_as_module
 from janus.experts.slots import ExpertSlots
-from janus.experts.view import At, View, find_moves, wanted
+from janus.experts.view import View, find_moves, wanted
 from janus.types import Placement
 from janus.types.checks import instance as check_type
 from janus.types.checks import integer
-
-NOWHERE: At = (-1, -1)
 
 
 class PlacedSlots(nn.Module):
@@ -45,11 +43,9 @@ class PlacedSlots(nn.Module):
         self.slots, self.layer, self.instance = slots, layer, instance
         self.num_experts, self.staging = placement.num_experts, slots.num_slots - self._room(placement)
         self.view: View | None = None  # a forward reads it once; None while the slots hold no whole placement
-        self._changes, self._keys = Changes(), [NOWHERE] * slots.num_slots
+        self._changes, self._keys = Changes(), [-1] * slots.num_slots
         if filled:
-            C = placement.slots_per_instance
-            first = (instance or 0) * C
-            stored = {(g, c): g * C + c - first for g, c in self._wanted(placement)}
+            stored = {number: number for number in self._wanted(placement)}
             self._note(slots, self._wanted(placement), stored)
             self.view = self._view(placement, stored)
         save_as_module(self)
@@ -154,7 +150,7 @@ class PlacedSlots(nn.Module):
         free = set(range(self.slots.num_slots)) - set(held.values())
         found = find_moves(new, old, held, free)
         if found is None:
-            needed = sum(old.get(at) != e for at, e in new.items())
+            needed = sum(old.get(number) != e for number, e in new.items())
             raise JanusError(
                 "layer.staging",
                 f"{needed} experts have to move into spare slots, the layer has {len(free)}; make it with staging={needed}, "
@@ -165,7 +161,7 @@ class PlacedSlots(nn.Module):
         with ExitStack() as on_error:
             on_error.push(files)
             if source is None:
-                experts = OwnExperts({e: held[at] for at, e in old.items()})
+                experts = OwnExperts({e: held[number] for number, e in old.items()})
             else:
                 experts = files.enter_context(opened(source, self.layer, placement.num_experts, self.slots))
             experts.check(move.expert for move in moves)
@@ -205,7 +201,7 @@ class PlacedSlots(nn.Module):
             raise
         self.commit()
 
-    def _wanted(self, placement: Placement) -> dict[At, int]:
+    def _wanted(self, placement: Placement) -> dict[int, int]:
         remedy = "e.g. from janus.sched.place"
         check_type(placement, Placement, "placement must be a janus.Placement", "placement.type", remedy)
         if self.num_experts != placement.num_experts:
@@ -217,10 +213,10 @@ class PlacedSlots(nn.Module):
             integer(self.instance, "instance", "placement.instance", high=placement.num_instances - 1)
         return wanted(placement, self.layer, self.instance)
 
-    def _view(self, placement: Placement, stored: dict[At, int]) -> View:
-        return View.of(placement, stored, all_here=self.instance is None, device=self.slots.device)
+    def _view(self, placement: Placement, stored: dict[int, int]) -> View:
+        return View.of(placement, stored, self.instance, self.slots.device)
 
-    def _held(self, view: View | None = None) -> tuple[dict[At, int], dict[At, int]]:
+    def _held(self, view: View | None = None) -> tuple[dict[int, int], dict[int, int]]:
         """Expert of every physical slot here, and where it is stored."""
         view = view or self.view
         return ({}, {}) if view is None else (self._wanted(view.placement), dict(view.stored))
@@ -228,11 +224,11 @@ class PlacedSlots(nn.Module):
     def _room(self, placement: Placement) -> int:
         return placement.slots_per_instance * (placement.num_instances if self.instance is None else 1)
 
-    def _note(self, slots: ExpertSlots, new: dict[At, int], stored: Mapping[At, int]) -> None:
+    def _note(self, slots: ExpertSlots, new: dict[int, int], stored: Mapping[int, int]) -> None:
         """Tell the slots what they hold; replicas of an expert are run in the order of the placement."""
-        experts, keys = list(slots.experts), list(self._keys) if slots is self.slots else [NOWHERE] * slots.num_slots
-        for at, slot in stored.items():  # the others keep theirs: a forward that began earlier may be running them
-            experts[slot], keys[slot] = new[at], at
+        experts, keys = list(slots.experts), list(self._keys) if slots is self.slots else [-1] * slots.num_slots
+        for number, slot in stored.items():  # the others keep theirs: a forward that began earlier may be running them
+            experts[slot], keys[slot] = new[number], number
         slots.hold(experts, keys)
         self._keys = keys
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from janus.experts.view import wanted
+
 if TYPE_CHECKING:
     from janus.experts.placed import PlacedSlots
 
@@ -25,8 +27,8 @@ def _slot_of(layer: PlacedSlots) -> list[int] | None:
     view, slots = layer.view, layer.slots
     if view is None or set(dict(slots.named_parameters())) != set(slots.layout.shapes):
         return None
-    experts = view.placement.slots[view.placement.layer(layer.layer)]
-    first = {int(experts[at]): view.stored[at] for at in sorted(view.stored, reverse=True)}
+    experts = wanted(view.placement, layer.layer, layer.instance)
+    first = {experts[number]: view.stored[number] for number in sorted(experts, reverse=True)}
     return [first[e] for e in range(layer.num_experts)] if len(first) == layer.num_experts else None
 
 

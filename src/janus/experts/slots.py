@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -95,7 +94,7 @@ class ExpertSlots(nn.Module):
         """Empty slots of the same kind, in the same place."""
         return ExpertSlots(self.layout, experts, dtype=self.dtype, device=self.device, compute=self.asked)
 
-    def hold(self, experts: Sequence[int], keys: Sequence[tuple[int, int]]) -> None:
+    def hold(self, experts: Sequence[int], keys: Sequence[int]) -> None:
         """Note which expert each slot holds from now on; replicas of one expert are run in the order of their keys.
 
         A call in progress sees the old order of its slots or the new one: both put any two slots that keep their expert
@@ -170,7 +169,7 @@ def slice_expert(experts: nn.Module, e: int) -> Weights:
     return {name: p.detach()[e] for name, p in experts.named_parameters()}
 
 
-def _rank_by_expert(experts: tuple[int, ...], keys: Sequence[Any] | None = None) -> torch.Tensor:
+def _rank_by_expert(experts: tuple[int, ...], keys: Sequence[int] | None = None) -> torch.Tensor:
     keys = keys or range(len(experts))
     order = sorted(range(len(experts)), key=lambda slot: (experts[slot], keys[slot]))
     rank = torch.empty(len(experts), dtype=torch.long)

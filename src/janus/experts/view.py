@@ -9,8 +9,6 @@ import torch
 
 from janus.types import Placement
 
-At = tuple[int, int]  # instance g, slot c of the placement
-
 
 @dataclass(frozen=True, eq=False)
 class View:
@@ -18,31 +16,38 @@ class View:
 
     Attributes:
         placement: which expert sits in which physical slot.
-        stored: (g, c) of every filled physical slot here -> slot of `ExpertSlots` that holds its weights.
-        to_slot_R: int64 [R + 1], the same by physical id; -1 on another instance, and at the end, where an id of -1
+        stored: number of every filled physical slot here -> slot of `ExpertSlots` that holds its weights. Numbers are
+            physical ids where all instances are here, else they count from the instance's first.
+        to_slot_R: int64 [R + 1], slot by physical id; -1 on another instance, and at the end, where an id of -1
             points. None where every physical id is stored in the slot of its number.
     """
 
     placement: Placement
-    stored: Mapping[At, int]
+    stored: Mapping[int, int]
     to_slot_R: torch.Tensor | None
 
     @classmethod
-    def of(cls, placement: Placement, stored: Mapping[At, int], *, all_here: bool, device: torch.device) -> View:
-        """Make the table.
+    def of(
+        cls,
+        placement: Placement,
+        stored: Mapping[int, int],
+        instance: int | None,
+        device: torch.device,
+    ) -> View:
+        """Make the table, for the slots of one instance or of all.
 
         Example:
-            >>> p, here = Placement([[0, 1], [1, 2]], num_experts=3), {(1, 0): 0, (1, 1): 2}
-            >>> view = View.of(p, here, all_here=False, device=torch.device("cpu"))
+            >>> p = Placement([[0, 1], [1, 2]], num_experts=3)
+            >>> view = View.of(p, {0: 0, 1: 2}, instance=1, device=torch.device("cpu"))
             >>> view.local(torch.tensor([[0, 2], [3, -1]])).tolist()
             [[-1, 0], [2, -1]]
         """
-        C = placement.slots_per_instance
-        if all_here and all(slot == g * C + c for (g, c), slot in stored.items()):
+        if instance is None and all(number == slot for number, slot in stored.items()):
             return cls(placement, stored, None)
+        C = placement.slots_per_instance
         to_slot_R = torch.full((placement.num_instances * C + 1,), -1, dtype=torch.long)
-        for (g, c), slot in stored.items():
-            to_slot_R[g * C + c] = slot
+        for number, slot in stored.items():
+            to_slot_R[(instance or 0) * C + number] = slot
         return cls(placement, stored, to_slot_R.to(device))
 
     def local(self, physical_TK: torch.Tensor) -> torch.Tensor:
@@ -59,28 +64,29 @@ class Move:
     """One expert's weights that have to be loaded.
 
     Attributes:
-        at: instance and slot of the new placement.
+        number: of the physical slot, as in `View.stored`.
         expert: logical.
         slot: of `ExpertSlots`, to be filled.
     """
 
-    at: At
+    number: int
     expert: int
     slot: int
 
 
-def wanted(placement: Placement, layer: int, instance: int | None) -> dict[At, int]:
-    """(g, c) -> expert of every filled physical slot, ascending: of one instance, or of all."""
-    slots_GC = placement.slots[placement.layer(layer)].tolist()
-    return {(g, c): e for g, row in enumerate(slots_GC) if instance in (None, g) for c, e in enumerate(row) if e >= 0}
+def wanted(placement: Placement, layer: int, instance: int | None) -> dict[int, int]:
+    """Expert of every filled physical slot, ascending, numbered as in `View.stored`: of one instance, or of all."""
+    slots_GC = placement.slots[placement.layer(layer)]
+    here = slots_GC if instance is None else slots_GC[instance]
+    return {number: e for number, e in enumerate(here.reshape(-1).tolist()) if e >= 0}
 
 
 def find_moves(
-    new: Mapping[At, int],
-    old: Mapping[At, int],
-    held: Mapping[At, int],
+    new: Mapping[int, int],
+    old: Mapping[int, int],
+    held: Mapping[int, int],
     free: Collection[int],
-) -> tuple[dict[At, int], tuple[Move, ...]] | None:
+) -> tuple[dict[int, int], tuple[Move, ...]] | None:
     """What to load for a placement, in its order: physical slots that keep their expert stay where they are.
 
     Args:
@@ -93,17 +99,17 @@ def find_moves(
         Where the physical slots will be stored, and the moves; None if there are not enough free slots.
 
     Example:
-        >>> find_moves({(0, 0): 0, (0, 1): 2}, {(0, 0): 0, (0, 1): 1}, {(0, 0): 0, (0, 1): 1}, {2})
-        ({(0, 0): 0, (0, 1): 2}, (Move(at=(0, 1), expert=2, slot=2),))
+        >>> find_moves({0: 7, 1: 9}, old={0: 7, 1: 8}, held={0: 0, 1: 1}, free={2})
+        ({0: 0, 1: 2}, (Move(number=1, expert=9, slot=2),))
     """
-    stored = {at: held[at] for at, e in new.items() if old.get(at) == e}
+    stored = {n: held[n] for n, e in new.items() if old.get(n) == e}
     left = set(free) - set(stored.values())
-    lacking = [at for at in new if at not in stored]
+    lacking = [n for n in new if n not in stored]
     if len(lacking) > len(left):
         return None
-    for at in lacking:  # its own slot where that is free
-        if held.get(at) in left:
-            stored[at] = held[at]
-            left.remove(held[at])
-    stored |= zip([at for at in lacking if at not in stored], sorted(left), strict=False)
-    return {at: stored[at] for at in new}, tuple(Move(at, new[at], stored[at]) for at in lacking)
+    for n in lacking:  # its own slot where that is free
+        if held.get(n) in left:
+            stored[n] = held[n]
+            left.remove(held[n])
+    stored |= zip([n for n in lacking if n not in stored], sorted(left), strict=False)
+    return {n: stored[n] for n in new}, tuple(Move(n, new[n], stored[n]) for n in lacking)
