@@ -86,12 +86,17 @@ class Replacement:
             ) from self.error
         return self.done
 
-    def cancel(self) -> None:
-        """Give up, after the expert being copied; the old placement goes on."""
+    def cancel(self, timeout_s: float | None = None) -> bool:
+        """Give up, after the expert being copied; the old placement goes on.
+
+        Returns:
+            Whether the copying has ended; until then the layer takes no other placement.
+        """
         self._stop.set()
-        self._thread.join()
-        if self.error is None:
+        self._thread.join(timeout_s)
+        if self.error is None and not self.running:
             self.error = InterruptedError("it was cancelled")
+        return not self.running
 
     def check_ready(self) -> None:
         """Refuse a switch before all copies are made, or after the layer was moved (``layer.replace``)."""
@@ -154,7 +159,7 @@ class Changes:
 
     def check_idle(self) -> None:
         """Refuse what would overwrite slots a job is filling (``layer.busy``)."""
-        if self.job is not None and self.job.error is None:
+        if self.job is not None and (self.job.running or self.job.error is None):
             raise JanusError(
                 "layer.busy", "another placement is being loaded into this layer; commit() or cancel() its job first"
             )
