@@ -135,6 +135,7 @@ def test_weights_shared_with_a_module_are_left_to_it(saved):
     with torch.no_grad():
         assert torch.equal(layer(*_batch()), _experts(model)(*_batch()))
     assert not any(p.requires_grad for p in layer.parameters())
+    assert _code(lambda: layer.train()(*_batch())) == "layer.grad"  # they did take gradients, so this is a mistake
 
 
 def test_other_weights_are_read_again_on_request(saved, tmp_path):

@@ -329,7 +329,7 @@ def test_a_copy_of_a_layer_has_changes_of_its_own_and_views_are_let_go():
     gc.disable()  # what a switch frees is known to be free without the collector
     try:
         layer.commit()
-        assert all(event.is_set() for event in layer._changes.unused)
+        assert all(event.is_set() for event, _ in layer._changes.unused)
     finally:
         gc.enable()
 

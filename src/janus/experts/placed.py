@@ -131,7 +131,7 @@ class PlacedSlots(nn.Module):
         """Start to copy what a placement needs into the spare slots, in a thread, while forwards go on as before.
 
         `commit` switches to it. The layer needs as many spare slots as there are experts to move: `staging` of the
-        constructor.
+        constructor. A captured CUDA graph keeps the placement it was captured under: capture it again after a commit.
 
         Args:
             placement: of the same number of experts.

@@ -144,7 +144,7 @@ class Changes:
     def __init__(self) -> None:
         self.lock = threading.Lock()  # of who begins and commits; a forward takes none
         self.job: Replacement | None = None
-        self.unused: list[threading.Event] = []
+        self.unused: list[tuple[threading.Event, torch.Tensor | None]] = []
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
         return type(self), ()
@@ -153,8 +153,7 @@ class Changes:
         """Start a job, unless one is going on."""
         with self.lock:
             self.check_idle()
-            self.unused = [event for event in self.unused if not event.is_set()]
-            self.job = make(tuple(self.unused))
+            self.job = make(tuple(event for event, _ in self.unused))
             return self.job
 
     def check_idle(self) -> None:
@@ -168,4 +167,6 @@ class Changes:
         """Have the next job wait until no forward holds this view: a forward lets go of it when it returns."""
         gone = threading.Event()
         weakref.finalize(view, gone.set).atexit = False
-        self.unused.append(gone)
+        # What earlier switches freed the job just committed has waited for. The table outlives the view: kernels that
+        # read it may still be queued.
+        self.unused = [(gone, view.to_slot_R)]

@@ -91,8 +91,10 @@ class ExpertSlots(nn.Module):
                 self.get_parameter(name)[slot].copy_(weights[name])
 
     def like(self, experts: Sequence[int]) -> ExpertSlots:
-        """Empty slots of the same kind, in the same place."""
-        return ExpertSlots(self.layout, experts, dtype=self.dtype, device=self.device, compute=self.asked)
+        """Empty slots of the same kind, in the same place; they take no gradient."""
+        made = ExpertSlots(self.layout, experts, dtype=self.dtype, device=self.device, compute=self.asked)
+        made.copies_trained = self.copies_trained or any(p.requires_grad for p in self.parameters())
+        return made.train(self.training)
 
     def hold(self, experts: Sequence[int], keys: Sequence[int]) -> None:
         """Note which expert each slot holds from now on; replicas of one expert are run in the order of their keys.
