@@ -152,6 +152,7 @@ def convert(folder: Path) -> list[dict[str, Any]]:
 
     transformers.utils.logging.disable_progress_bar()
     warm(folder)
+    janus.convert(tiny.build("mixtral"))
     found = []
     for name, placement in (("shared", None), ("replicas", placements(num_experts(folder))[0])):
         model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", use_safetensors=True)
@@ -188,7 +189,8 @@ def replace(folder: Path) -> list[dict[str, Any]]:
         "spare slots of a layer", round(spare, 1), f"<= {SPARE} experts", spare <= SPARE * EXPERT + 0.1, "MB",
         f"{SPARE} slots of {EXPERT:.1f} MB",
     )  # fmt: skip
-    return [announced, within("experts replaced under way, twice", grown(), {"one expert": EXPERT})]
+    parts = {"spare slots, written for the first time": spare, "one expert": EXPERT}
+    return [announced, within("experts replaced under way, twice", grown(), parts)]
 
 
 CASES: dict[str, Callable[[Path], list[dict[str, Any]]]] = {

@@ -217,7 +217,9 @@ def convert(
     check_layers(placement, [block.layer_id for block in blocks])
     for block in blocks:  # every refusal comes before the first swap
         check_placement(placement, block.num_experts, block.name)
-        probe = ExpertSlots.from_module(block.experts, [0], compute=compute)
+        probe = ExpertSlots.from_module(
+            block.experts, range(block.num_experts), compute=compute
+        )  # shares all, copies none
         probe.verify()
         _ = probe.compute
     for i, block in enumerate(blocks):  # one at a time: at most one layer's weights are held twice
