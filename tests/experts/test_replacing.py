@@ -87,6 +87,16 @@ def test_the_old_bits_until_the_switch_and_those_of_a_fresh_layer_after_it(balan
     assert (seen, gate.asked) == ([(1, 3), (2, 3), (3, 3)], MOVED)
 
 
+def test_replicas_are_run_in_the_order_of_the_placement_wherever_they_are_stored():
+    x, _, weights = _batch(tokens=64)
+    ids = torch.tensor([[3, 9, 9, 12]]).expand(64, 4)  # both replicas of 9 for one token: their order shows in the sum
+    layer, fresh = _layer(balance="round_robin"), _layer(NEW, balance="round_robin", staging=0)
+    with layer.replacing(NEW):
+        pass
+    assert layer.view.stored[6] > layer.view.stored[10]
+    assert torch.equal(_run(layer, (x, ids, weights)), _run(fresh, (x, ids, weights)))
+
+
 @pytest.mark.parametrize("source", ["own slots", "other weights"])
 def test_forwards_of_many_threads_never_see_a_mixture(source):
     # OTHER has other weights for the experts that move: an output then tells which placement it was computed with
