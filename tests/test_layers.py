@@ -22,8 +22,9 @@ LEVEL = {
     "scale": 3,
     "experts": 3,
     "layer": 4,
-    "runner": 5,
-    "cli": 6,
+    "conversion": 5,
+    "runner": 6,
+    "cli": 7,
 }
 NARROWER = {
     ("scale", "comm"): "janus.comm.cost",  # the torch-free half

@@ -12,8 +12,9 @@ from janus.lazy import on_first_use
 if TYPE_CHECKING:
     from janus import comm, scale, sched
     from janus.comm import Exchange
+    from janus.conversion import convert
     from janus.errors import JanusError, PeerLost
-    from janus.layer import JanusMoELayer, convert
+    from janus.layer import JanusMoELayer
     from janus.runner import DisaggregatedRunner
     from janus.scale import plan
     from janus.sched import Balancer, balance
@@ -34,7 +35,7 @@ _HOME = {
     "Exchange": "janus.comm",
     "plan": "janus.scale",
     "JanusMoELayer": "janus.layer",
-    "convert": "janus.layer",
+    "convert": "janus.conversion",
     "DisaggregatedRunner": "janus.runner",
     "comm": ".",
     "sched": ".",

@@ -1,54 +1,74 @@
-"""JanusMoELayer: take the place of a model's routed experts; `convert` does it for a whole model."""
+"""JanusMoELayer: the routed experts of one MoE layer, in place of a model's own."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from janus.errors import JanusError
+from janus.experts.checkpoint import Checkpoint
 from janus.experts.checks import check_call, prepared
 from janus.experts.choosing import ReplicaChooser
+from janus.experts.layout import ExpertLayout
+from janus.experts.loading import block_of
+from janus.experts.members import ExpertGroup
 from janus.experts.op import Handle, traced
-from janus.experts.seam import count_experts, find_blocks
+from janus.experts.parallel import ParallelExperts
+from janus.experts.placed import PlacedSlots
+from janus.experts.seam import count_experts
 from janus.experts.slots import ExpertSlots
 from janus.sched import Assignment, RooflineCost
 from janus.sched.backends import check_method, choose
 from janus.types import Placement
+from janus.types.checks import integer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from pathlib import Path
 
 
-class JanusMoELayer(nn.Module):
+MAX_STAGING = 2**16  # slots; keeps a mistyped number from filling the memory
+
+
+class JanusMoELayer(PlacedSlots):
     """Routed experts over the physical slots of a placement; drop-in for a model's experts module.
 
     Args:
         experts: a Hugging Face experts module (transformers >= 5): parameters with a leading expert dimension,
-            ``forward(hidden_states, top_k_index, top_k_weights)``. Its weights are copied into the slots, or shared where
-            the slots hold the experts in their own order.
-        placement: which expert sits in which slot; default one instance that holds every expert once. All instances
-            live in this process.
+            ``forward(hidden_states, top_k_index, top_k_weights)``. Its parameters are shared where the slots hold the
+            experts in their own order, and go on being trained; else they are copied into the slots, and the copies
+            take no gradient.
+        placement: which expert sits in which slot; default every expert once. Without `group` and `instance` all
+            instances live in this process.
         balance: method of `janus.sched.balance` that picks the replica of each activated expert.
         cost: of one expert, for ``balance="cost"`` and no other method.
-        layer: row of a per-layer placement.
+        layer: MoE layer, counted from 0: row of a per-layer placement, and what `load_slots` reads of a folder.
         backend: backend of the balancer.
+        compute: how the chosen experts are run: ``"auto"``, the fastest way there is (on a CPU ``"mixed"``, on a GPU
+            ``"triton"``), or one by name: ``"eager"`` (plain torch, bit-equal to transformers' eager forward, takes
+            gradients), ``"numba"`` (CPU), ``"mixed"`` (CPU, busy experts by torch), ``"triton"``.
         quantize: keep the matrices of the slots in 8 bits: ``"int8"`` (a scale per 128 inputs of an output) or ``"fp8"``
             (e4m3, a scale per 128 x 128 block); default as the module has them. Never shared with the module.
-        compute: how the chosen experts are run: ``"eager"`` (plain torch, bit-equal to transformers' eager forward, takes
-            gradients), or ``"auto"``.
         check_ids: refuse ids out of range on a GPU too, at the price of a host sync per call; on a CPU they always are.
             Unchecked, such an id counts as -1, and in `bad_ids`.
+        instance: hold only the slots of this expert instance; what the others serve counts nothing in the output.
+        staging: spare slots, for `begin_replace`: how many experts a new placement may move while the layer serves.
+        group: ranks that share the experts, one instance each: an `ExpertGroup`, a process group or a `Topology`; every
+            rank then makes the layer, and calls it as often as the others. None: this process alone.
 
     Calls of one layer from several threads run one after the other. On a GPU they must come on one stream.
 
     Raises:
         JanusError: ``experts.compute`` for a way that cannot run here, ``experts.quantize`` for an unknown format or
-            weights that are not finite, ``placement.experts`` if the placement is for another number of experts, ``model.experts`` or
-            ``model.mismatch`` if the module's layout is not one we reproduce, ``sched.method`` and ``sched.backend`` for
-            unknown names, ``sched.cost``. On a wrong call, before anything runs: ``layer.shape``, ``layer.tensor``,
-            ``layer.dtype``, ``layer.device``, ``layer.scales``, ``sched.range``.
+            weights that are not finite, ``placement.experts`` if the placement is for another number of experts,
+            ``placement.instance``, ``model.experts`` or ``model.mismatch`` if the module's layout is not one we reproduce,
+            ``sched.method`` and ``sched.backend`` for unknown names, ``sched.cost``, ``layer.staging``. On a wrong call,
+            before anything runs: ``layer.shape``, ``layer.tensor``, ``layer.dtype``, ``layer.device``, ``layer.scales``,
+            ``sched.range``, and ``layer.grad`` (a gradient is asked for that would be wrong). With `group` also
+            ``comm.contract``, ``placement.instances``, ``experts.call``, ``experts.refused``.
+        PeerLost: with `group`; a rank was lost or silent.
 
     Example:
         >>> import torch
@@ -56,11 +76,11 @@ class JanusMoELayer(nn.Module):
         >>> from transformers.models.mixtral.modeling_mixtral import MixtralExperts
         >>> config = MixtralConfig(hidden_size=8, intermediate_size=16, num_local_experts=4)
         >>> config._experts_implementation = "eager"
-        >>> experts = MixtralExperts(config)
+        >>> experts = MixtralExperts(config).requires_grad_(False)
         >>> _ = [torch.nn.init.normal_(p) for p in experts.parameters()]
         >>> layer = JanusMoELayer.from_module(experts)
         >>> x, ids, weights = torch.randn(3, 8), torch.tensor([[0, 1], [1, 2], [3, 0]]), torch.full((3, 2), 0.5)
-        >>> torch.equal(layer(x, ids, weights), experts(x, ids, weights))
+        >>> torch.allclose(layer(x, ids, weights), experts(x, ids, weights), atol=1e-5)
         True
     """
 
@@ -73,22 +93,26 @@ class JanusMoELayer(nn.Module):
         cost: RooflineCost | None = None,
         layer: int = 0,
         backend: str = "auto",
-        quantize: str | None = None,
         compute: str = "auto",
+        quantize: str | None = None,
         check_ids: bool = False,
+        instance: int | None = None,
+        staging: int = 0,
+        group: Any = None,
     ) -> None:
-        super().__init__()
-        num_experts = count_experts(experts)
-        self.placement = check_placement(placement, num_experts, self.__class__.__name__)
-        self.layer = self.placement.layer(layer)
-        self.method, self.cost = check_method(balance, cost), cost
-        self._chooser = ReplicaChooser(self.placement, layer, balance, cost, backend, check_ids)
-        self.backend = choose(backend, balance, _device_type(experts), may_copy=True)
-        slots = self.placement.phy2log[self.layer].tolist()
-        self.slots = ExpertSlots.from_module(experts, slots, quantize=quantize, compute=compute)
-        self.slots.verify()
-        self.compute = self.slots.compute
-        self._handle = Handle(self)
+        members = None if group is None else ExpertGroup.of(group)
+        instances = 1 if members is None else members.world
+        placement = check_placement(placement, count_experts(experts), type(self).__name__, instances)
+        check_method(balance, cost)
+        if members is not None:
+            alike = {"balance": balance, "cost": cost, "quantize": quantize}
+            instance = members.own_instance(experts, placement, placement.layer(layer), instance, **alike)
+        held = _slots_to_hold(placement, layer, instance, staging)
+        slots = ExpertSlots.from_module(experts, held, quantize=quantize, compute=compute)
+        slots.verify()
+        super().__init__(slots, placement, layer, instance, filled=True)
+        self._serve(ReplicaChooser(placement, layer, balance, cost, backend, check_ids), members)
+        self.train(experts.training)
 
     @classmethod
     def from_module(
@@ -99,6 +123,68 @@ class JanusMoELayer(nn.Module):
     ) -> JanusMoELayer:
         """Same as the constructor; reads better where a module is replaced."""
         return cls(experts, placement, **options)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        folder: str | Path | Checkpoint,
+        placement: Placement | None = None,
+        *,
+        layer: int = 0,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        balance: str = "exact",
+        cost: RooflineCost | None = None,
+        backend: str = "auto",
+        compute: str = "auto",
+        quantize: str | None = None,
+        check_ids: bool = False,
+        instance: int | None = None,
+        staging: int = 0,
+    ) -> JanusMoELayer:
+        """One layer of a model folder, without the model: only the experts of its slots are read, one at a time.
+
+        Args:
+            folder: of safetensors, or an open `Checkpoint` of it (for many layers: it is opened once).
+            placement: as in the constructor.
+            layer: MoE layer, counted from 0.
+            dtype: of the slots; default the one the config names.
+            device: of the slots.
+            balance: as in the constructor.
+            cost: as in the constructor.
+            backend: as in the constructor.
+            compute: as in the constructor.
+            quantize: as in the constructor; a folder in FP8 gives its bytes and scales to ``"fp8"`` unchanged.
+            check_ids: as in the constructor.
+            instance: as in the constructor.
+            staging: as in the constructor.
+
+        Returns:
+            The layer, filled, in eval mode; its weights take no gradient.
+
+        Raises:
+            JanusError: as the constructor and `load_slots`.
+        """
+        check_method(balance, cost)
+        with nullcontext(folder) if isinstance(folder, Checkpoint) else Checkpoint(folder) as checkpoint:
+            block = block_of(checkpoint, layer)
+            placement = check_placement(placement, block.num_experts, block.name)
+            nothing = [-1] * len(_slots_to_hold(placement, layer, instance, staging))
+            kind = {"dtype": dtype or checkpoint.dtype, "device": device, "quantize": quantize, "compute": compute}
+            slots = ExpertSlots(ExpertLayout.of(block.experts), nothing, **kind)
+            made = cls.__new__(cls)
+            PlacedSlots.__init__(made, slots, placement, layer, instance, filled=False)
+            made._serve(ReplicaChooser(placement, layer, balance, cost, backend, check_ids))
+            return made.load_slots(placement, checkpoint).eval()
+
+    def _serve(self, chooser: ReplicaChooser, members: ExpertGroup | None = None) -> None:
+        self._chooser, self._members, self._handle = chooser, members, Handle(self)
+        self.method, self.cost = chooser.method, chooser.cost
+        self.backend = choose(chooser.backend, chooser.method, self.slots.device.type, may_copy=True)
+        self.compute = self.slots.compute
+        self.parallel: ParallelExperts | None = None
+        if members is not None:
+            self.parallel = ParallelExperts(members, chooser.placed, self.layer, self._check, self.assignment)
 
     def forward(self, hidden: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
         """Run the chosen experts of each token and sum their outputs by routing weight.
@@ -117,14 +203,21 @@ class JanusMoELayer(nn.Module):
 
     def run(self, hidden: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
         """As `forward`; what a compiled graph calls too."""
-        slots = self.slots
-        check_call(slots, self.placement.num_experts, hidden, topk_ids, topk_weights)
-        if not topk_ids.numel():
-            return torch.zeros_like(hidden, memory_format=torch.contiguous_format)
-        with self._handle.lock:
-            chooser = self._chooser = self._chooser.serving(self.placement)
-            y_TH = slots(prepared(slots, hidden), chooser(topk_ids), topk_weights.contiguous())
-        return y_TH if y_TH.dtype is hidden.dtype else y_TH.to(hidden.dtype)
+        view, slots = self.now(), self.slots  # one read: a placement switched to meanwhile is the next call's
+        try:
+            if self.parallel is not None:
+                parallel = self.parallel = self.parallel.serving(view.placement)
+                return parallel.run(slots, view, hidden, topk_ids, topk_weights)
+            self._check(hidden, topk_ids, topk_weights)
+            if not topk_ids.numel():
+                return torch.zeros_like(hidden, memory_format=torch.contiguous_format)
+            with self._handle.lock:
+                chooser = self._chooser = self._chooser.serving(view.placement)
+                slots_TK = view.local(chooser(topk_ids))
+                y_TH = slots(prepared(slots, hidden), slots_TK, topk_weights.contiguous())
+            return y_TH if y_TH.dtype is hidden.dtype else y_TH.to(hidden.dtype)
+        finally:
+            del view  # a traceback that is kept would keep it too, and the slots it uses
 
     def assignment(self, topk_ids: torch.Tensor) -> Assignment:
         """Which slot serves which id of a batch, and how evenly: what `janus.sched.balance` tells of this layer.
@@ -142,6 +235,15 @@ class JanusMoELayer(nn.Module):
         """Ids out of range that counted as -1 so far, on a GPU without `check_ids`; reading it is a host sync."""
         return self._chooser.bad_ids
 
+    def idle(self) -> None:
+        """Take part in a call of the other ranks of the group without tokens; nothing to do without a group."""
+        if self.parallel is not None:
+            hidden = torch.empty(0, self.slots.layout.hidden_size, dtype=self.slots.dtype, device=self.slots.device)
+            self(hidden, hidden.new_empty(0, 1, dtype=torch.long), hidden[:, :1])
+
+    def _check(self, hidden: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> None:
+        check_call(self.slots, self.num_experts, hidden, topk_ids, topk_weights)
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_handle"}
 
@@ -150,64 +252,10 @@ class JanusMoELayer(nn.Module):
         self._handle = Handle(self)  # a copy is another layer
 
 
-def convert(
-    model: nn.Module,
-    placement: Placement | None = None,
-    *,
-    balance: str = "exact",
-    cost: RooflineCost | None = None,
-    backend: str = "auto",
-    quantize: str | None = None,
-    compute: str = "auto",
-    check_ids: bool = False,
-) -> nn.Module:
-    """Swap the routed experts of every MoE layer of a Hugging Face model for a `JanusMoELayer`, in place.
-
-    Args:
-        model: a live model; its routers, shared experts and dense layers stay as they are.
-        placement: one map per MoE layer, or one for all; default one instance with every expert once.
-        balance: method of `janus.sched.balance`.
-        cost: of one expert, for ``balance="cost"`` and no other method.
-        backend: backend of the balancer.
-        quantize: as in `JanusMoELayer`; one layer after the other, so that one layer is held twice at most.
-        compute: as in `JanusMoELayer`.
-        check_ids: as in `JanusMoELayer`.
-
-    Returns:
-        `model` itself.
-
-    Raises:
-        JanusError: ``model.no_experts``, ``placement.layers``, or what `JanusMoELayer` raises; the model is then
-            unchanged.
-
-    Example:
-        >>> from transformers import MixtralConfig, MixtralForCausalLM
-        >>> config = MixtralConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        ...                        num_key_value_heads=1, vocab_size=32, num_local_experts=4)
-        >>> model = convert(MixtralForCausalLM(config))
-        >>> type(model.model.layers[0].mlp.experts).__name__
-        'JanusMoELayer'
-    """
-    check_method(balance, cost)
-    blocks = find_blocks(model)
-    choose(backend, balance, _device_type(model), may_copy=True)
-    check_layers(placement, [block.layer_id for block in blocks])
-    for block in blocks:  # every refusal comes before the first swap
-        check_placement(placement, block.num_experts, block.name)
-        probe = ExpertSlots.from_module(block.experts, [0], quantize=quantize, compute=compute)
-        probe.verify()
-        _ = probe.compute
-    for i, block in enumerate(blocks):  # one at a time: at most one layer's weights are held twice
-        chosen = {"balance": balance, "cost": cost, "backend": backend, "quantize": quantize, "compute": compute}
-        chosen |= {"check_ids": check_ids}
-        block.replace(block.experts_attr, JanusMoELayer(block.experts, placement, **chosen, layer=i))
-    return model
-
-
-def check_placement(placement: Placement | None, num_experts: int, who: str) -> Placement:
+def check_placement(placement: Placement | None, num_experts: int, who: str, instances: int = 1) -> Placement:
     """The placement, or the default one; refuses one made for another number of experts."""
     if placement is None:
-        return Placement.contiguous(num_experts, 1)
+        return Placement.contiguous(num_experts, instances)
     if not isinstance(placement, Placement):
         raise JanusError("placement.type", f"placement must be a janus.Placement, got {type(placement).__name__}")
     if placement.num_experts != num_experts:
@@ -218,18 +266,9 @@ def check_placement(placement: Placement | None, num_experts: int, who: str) -> 
     return placement
 
 
-def check_layers(placement: Placement | None, layer_ids: Sequence[int]) -> None:
-    """Refuse a per-layer placement whose layers are not the model's MoE layers."""
-    if placement is None or placement.uniform:
-        return
-    if placement.num_layers != len(layer_ids) or placement.layer_ids not in (None, tuple(layer_ids)):
-        raise JanusError(
-            "placement.layers",
-            f"the model has {len(layer_ids)} MoE layers, numbered {list(layer_ids)}; the placement has "
-            f"{placement.num_layers}, numbered {placement.layer_ids}; a 2-D placement serves every layer",
-        )
-
-
-def _device_type(module: nn.Module) -> str:
-    first = next(module.parameters(), None)
-    return "cpu" if first is None else first.device.type
+def _slots_to_hold(placement: Placement, layer: int, instance: int | None, staging: int) -> list[int]:
+    """Expert of each slot of `ExpertSlots`: those of all instances or of one, and empty ones to stage in."""
+    slots_GC = placement.slots[placement.layer(layer)]
+    if instance is not None:
+        slots_GC = slots_GC[integer(instance, "instance", "placement.instance", high=placement.num_instances - 1)]
+    return [*slots_GC.reshape(-1).tolist(), *[-1] * integer(staging, "staging", "layer.staging", high=MAX_STAGING)]

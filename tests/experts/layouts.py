@@ -45,4 +45,4 @@ def made(name, H, F, E):
     module = build()
     for p in module.parameters():
         torch.nn.init.normal_(p, std=0.5)  # biases too: a bias of zero would hide that it is left out
-    return module.eval()
+    return module.eval().requires_grad_(False)

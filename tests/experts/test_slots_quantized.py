@@ -27,6 +27,7 @@ class Plain(nn.Module):
             if bias:
                 b = torch.randn(experts, outs, generator=g)
                 self.register_parameter(f"{name}_bias", nn.Parameter(b.to(dtype)))
+        self.requires_grad_(False)
 
     def act_fn(self, x):
         return nn.functional.silu(x)

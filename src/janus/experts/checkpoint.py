@@ -23,7 +23,7 @@ from janus.experts.storage import SCALE
 from janus.experts.stored_scales import check_joined
 from janus.experts.tensors import ALL, TensorFiles
 
-Read = Callable[[str, slice], torch.Tensor]
+Read = Callable[[str, slice], torch.Tensor]  # name on disk, rows -> tensor
 
 
 class Checkpoint:
@@ -73,12 +73,14 @@ class Checkpoint:
     def expert(self, block: MoEBlock, e: int) -> Weights:
         """Weights of one expert, without the expert dimension; reads that expert's bytes only."""
         self._check_expert(block, e)
-        return {name: self._expert_part(block, name, e) for name, _ in block.experts.named_parameters()}
+        names = [name for name, _ in block.experts.named_parameters()]
+        return {name: self._expert_part(block, name, e, self._files.read).to(self.dtype) for name in names}
 
     def stored_expert(self, block: MoEBlock, e: int) -> Weights:
-        """Weights of one expert for slots in FP8: where the folder holds them so, its bytes and scales, bit for bit.
+        """As `expert`, in the dtype of the files; what is stored as it is used is a view of the mapped file.
 
-        Scales are float32, named as the matrix with ``_scale`` behind it. Other weights are as `expert` gives them.
+        Of weights in FP8 the bytes and scales, bit for bit: scales are float32, named as the matrix with ``_scale`` behind
+        it.
 
         Raises:
             JanusError: ``checkpoint.quantized`` if joining stored matrices (gate and up) tears their blocks apart.
@@ -89,7 +91,7 @@ class Checkpoint:
             target = _target(block, name)
             keys = [key for part in self._sources.get(target, {}).values() for key in part]
             if not keys or not all(key in self._files.scale_of for key in keys):
-                weights[name] = self._expert_part(block, name, e)
+                weights[name] = self._expert_part(block, name, e, self._files.read)
                 continue
             scales, stored = (self._part(target, e, read)[0] for read in (self._files.scales, self._files.stored))
             scales = scales.mT if is_transposed else scales
@@ -105,9 +107,19 @@ class Checkpoint:
                 "checkpoint.missing", f"{self.folder}: {block.name} has experts 0..{block.num_experts - 1}, none is {e}"
             )
 
-    def _expert_part(self, block: MoEBlock, name: str, e: int) -> torch.Tensor:
+    def check_expert(self, block: MoEBlock, e: int) -> None:
+        """Refuse what `stored_expert` could not give, by the headers alone; and weights that are no floats.
+
+        Raises:
+            JanusError: ``checkpoint.missing``, ``checkpoint.corrupt``, ``checkpoint.dtype``.
+        """
+        self._check_expert(block, e)
+        for name, _ in block.experts.named_parameters():
+            self._expert_part(block, name, e, self._files.described)
+
+    def _expert_part(self, block: MoEBlock, name: str, e: int, read: Read) -> torch.Tensor:
         target, shape = _target(block, name), block.experts.get_parameter(name).shape
-        return self._fitting(target, self._part(target, e, self._files.read), (1, *shape[1:]))[0].to(self.dtype)
+        return self._fitting(target, self._part(target, e, read), (1, *shape[1:]))[0]
 
     def _part(self, target: str, e: int, read: Read) -> torch.Tensor:
         """[1, ..]: what one expert has of a parameter, made of what `read` gives."""
@@ -168,21 +180,23 @@ class Checkpoint:
     def check_experts(self) -> None:
         """Refuse a folder in which a tensor of some expert is missing, before any is read."""
         for block in self.blocks:
-            for name, _ in block.experts.named_parameters():
-                target = _target(block, name)
-                for pattern, keys in self._sources.get(target, {"": []}).items():
-                    for key in keys:
-                        self._files.check_scaled(key)
-                    if (
-                        len(keys) == 1 and not pattern
-                    ):  # all experts in one tensor: slices of it would not show the rest
-                        self._check_shape(target, self._files.shape(keys[0]), tuple(self._known[target].shape))
-                    if len(keys) != 1 and not _numbered(keys, block.num_experts):
-                        raise JanusError(
-                            "checkpoint.missing",
-                            f"{self.folder}: {target} is made of one tensor per expert, numbered 0..{block.num_experts - 1}; "
-                            f"found {len(keys)}" + (f", {keys[0]} ... {keys[-1]}" if keys else ""),
-                        )
+            self.check_block(block)
+
+    def check_block(self, block: MoEBlock) -> None:
+        """Refuse a folder in which a tensor of some expert of this block is missing."""
+        for name, _ in block.experts.named_parameters():
+            target = _target(block, name)
+            for pattern, keys in self._sources.get(target, {"": []}).items():
+                for key in keys:
+                    self._files.check_scaled(key)
+                if len(keys) == 1 and not pattern:  # all experts in one tensor: slices of it would not show the rest
+                    self._check_shape(target, self._files.shape(keys[0]), tuple(self._known[target].shape))
+                if len(keys) != 1 and not _numbered(keys, block.num_experts):
+                    raise JanusError(
+                        "checkpoint.missing",
+                        f"{self.folder}: {target} is made of one tensor per expert, numbered 0..{block.num_experts - 1}; "
+                        f"found {len(keys)}" + (f", {keys[0]} ... {keys[-1]}" if keys else ""),
+                    )
 
     def _build_skeleton(self) -> Any:
         from transformers import AutoModelForCausalLM
@@ -224,9 +238,9 @@ class Checkpoint:
         converter = converter.copy(
             list(converter._original_source_patterns),
             list(converter._original_target_patterns),
-            operations=converter.operations,
+            operations=[_Stack(op) if type(op).__name__ == "MergeModulelist" else op for op in converter.operations],
         )
-        merges = any(type(op).__name__ == "MergeModulelist" for op in converter.operations)
+        merges = any(isinstance(op, _Stack) for op in converter.operations)
         for pattern, keys in patterns.items():
             for key, tensor in zip(keys, read(keys, merges), strict=False):
                 converter.add_tensor(target, key, pattern, tensor)
@@ -282,6 +296,17 @@ def _one_expert(keys: list[str], one_tensor_each: bool, e: int, read: Read) -> l
     if e >= len(keys):
         raise JanusError("checkpoint.missing", f"there are {len(keys)} tensors like {keys[0]}, none for expert {e}")
     return [read(keys[e], ALL)]
+
+
+class _Stack:
+    """transformers' MergeModulelist, without its copy where there is but one tensor to stack."""
+
+    def __init__(self, merge: Any) -> None:
+        self.merge, self.supports_many_to_many = merge, merge.supports_many_to_many
+
+    def convert(self, input_dict: dict[str, list[torch.Tensor]], *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        one = {pattern: t[0].unsqueeze(self.merge.dim) if len(t) == 1 else t for pattern, t in input_dict.items()}
+        return self.merge.convert(one, *args, **kwargs)
 
 
 def _numbered(keys: list[str], count: int) -> bool:

@@ -86,6 +86,11 @@ class ReplicaChooser:
         return balance(topk_ids, self.placement, method=self.method, backend=self.backend, cost=self.cost)
 
     @property
+    def placed(self) -> Placement:
+        """The placement it was made for, of all its layers."""
+        return self._made_from[0]
+
+    @property
     def bad_ids(self) -> int:
         """Ids out of range that counted as -1 on a GPU so far; reading it is a host sync."""
         looked_up = sum(int(counts[0] + counts[-1]) for _, counts, _ in self._tables.values())

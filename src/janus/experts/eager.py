@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from janus.experts.layout import Weights
     from janus.experts.slots import ExpertSlots
 
 
@@ -38,13 +41,20 @@ class EagerEngine:
 
     def __call__(self, x_TH: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         """As `ExpertSlots.forward`."""
-        y_TH = torch.zeros_like(x_TH)
+        y_TH, weights_of = torch.zeros_like(x_TH), self._weights_of()
         for slot, entries in self._runs(slots_TK):
             tokens = entries % len(x_TH)
-            out = self.slots.layout.run(self.slots.weights(slot), x_TH[tokens])
+            out = self.slots.layout.run(weights_of(slot), x_TH[tokens])
             weighted = out * weights_TK.t().reshape(-1)[entries, None]
             y_TH.index_add_(0, tokens, weighted.to(y_TH.dtype))
         return y_TH
+
+    def _weights_of(self) -> Callable[[int], Weights]:
+        if not (torch.is_grad_enabled() and any(p.requires_grad for p in self.slots.parameters())):
+            return self.slots.weights
+        # One slot's gradient alone would be as large as that of all slots, once per slot; those of unbind are stacked.
+        parts = {name: p.unbind() for name, p in self.slots.named_parameters()}
+        return lambda slot: {name: part[slot] for name, part in parts.items()}
 
     def _runs(self, slots_TK: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
         # Entry = k * T + t: the order in which the eager forward of transformers visits a slot's tokens.

@@ -133,17 +133,21 @@ class ExpertGroup:
         agree(board, {**terms, **options, "group": list(ranks)}, ranks, roster.rank(roster.me), self.timeout_s)
         self._agreed.add(said)
 
-    def own_slots(self, experts: nn.Module, placement: Placement, layer: int, **alike: Any) -> list[int]:
-        """The logical experts of this member's slots, -1 for an empty one, once all members agree on the layer.
+    def own_instance(
+        self, experts: nn.Module, placement: Placement, layer: int, asked: int | None, **alike: Any
+    ) -> int:
+        """The instance whose slots this member holds, once all members agree on the layer.
 
         Args:
             experts: the module to be replaced; shapes and dtype of its weights are compared, their values are not.
             placement: one instance per member.
             layer: row of a per-layer placement.
+            asked: by the user, who need not.
             alike: options that must be equal, by name.
 
         Raises:
-            JanusError: ``comm.contract``; ``placement.instances`` unless there is one instance for each member.
+            JanusError: ``comm.contract``; ``placement.instances`` unless there is one instance for each member;
+                ``placement.instance`` for another than its own.
             PeerLost: phase ``"rendezvous"``.
         """
         self.agree(layer_terms(experts, placement, layer, **alike))
@@ -153,4 +157,7 @@ class ExpertGroup:
                 f"every rank of the group holds one instance: the group has {self.world} ranks, the placement "
                 f"{placement.num_instances} instances; make a placement for {self.world}",
             )
-        return placement.slots[layer, self.me].tolist()
+        if asked not in (None, self.me):
+            rule = f"member {self.me} of the group holds instance {self.me}"
+            raise JanusError("placement.instance", f"{rule}, got instance={asked}; leave it out")
+        return self.me

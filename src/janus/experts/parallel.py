@@ -20,6 +20,7 @@ from janus.experts.packing import Column, pack, unpack, width
 from janus.experts.slots import ExpertSlots
 from janus.experts.terms import digest
 from janus.experts.trip import Leaving, arriving, leaving, local
+from janus.experts.view import View
 from janus.sched import Assignment
 from janus.types import Placement
 
@@ -65,16 +66,23 @@ class ParallelExperts:
         check: Callable[..., None],
         choose: Callable[[torch.Tensor], Assignment],
     ) -> None:
-        self.group, self.check, self.choose = group, check, choose
+        self.group, self.placement, self.check, self.choose = group, placement, check, choose
         self.shape = placement.num_instances, placement.slots_per_instance
         # 28 bits of the placement: while it is replaced, ranks may be at different ones
         self._plain = Notice(REFUSED, layer=layer, placement=int(digest(placement.slots.tolist())[:7], 16))
         self.last: Assignment | None = None
 
+    def serving(self, placement: Placement) -> ParallelExperts:
+        """This one, or one with the same options for another placement."""
+        if placement is self.placement:
+            return self
+        return ParallelExperts(self.group, placement, self._plain.layer, self.check, self.choose)
+
     @_outside_graphs  # exchanges between processes have no place in one
     def run(
         self,
         slots: ExpertSlots,
+        view: View,
         hidden: torch.Tensor,
         topk_ids: torch.Tensor,
         topk_weights: torch.Tensor,
@@ -83,6 +91,7 @@ class ParallelExperts:
 
         Args:
             slots: of this rank's instance.
+            view: where its physical slots are stored.
             hidden: [B, H], B differs from rank to rank.
             topk_ids: [B, K].
             topk_weights: [B, K].
@@ -96,7 +105,9 @@ class ParallelExperts:
             return torch.zeros_like(hidden)
         with self.group.between_exchanges():
             x_AH, slots_AK, weights_AK = self._dispatch(trip, hidden, topk_weights)
-            y_AH = slots(x_AH, slots_AK, weights_AK)
+            first = self.group.me * self.shape[1]
+            stored_AK = view.local(torch.where(slots_AK >= 0, slots_AK.long() + first, -1))
+            y_AH = slots(x_AH, stored_AK, weights_AK)
             return self._combine(trip, y_AH).to(hidden.dtype)
 
     def _all(self, mine: Notice, ids_BK: torch.Tensor, hidden_size: int) -> Trip | None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from janus.errors import JanusError
 from janus.experts.backends import Engine, choose, make
+from janus.experts.grad import way_for_grad
 from janus.experts.layout import ExpertLayout, Weights
 from janus.experts.quantized import Format, named
 from janus.experts.seam import count_experts
@@ -48,6 +49,8 @@ class ExpertSlots(nn.Module):
         self._chosen: dict[tuple[torch.device, torch.dtype], str] = {}
         self._engines: dict[tuple[str, torch.device, torch.dtype], Engine] = {}
         self.down_proj: torch.Tensor  # a parameter: cheaper to reach by attribute than by get_parameter
+        self.shared = False  # the parameters are a module's own
+        self.copies_trained = False  # the weights are copies of ones that took gradients
         self.rank_S: torch.Tensor  # goes where the weights go, and is not saved with them
         self.register_buffer("rank_S", _rank_by_expert(self.experts), persistent=False)
         self.computed_0: torch.Tensor  # no values: the compute dtype, which follows .to() where stored bytes do not
@@ -67,8 +70,8 @@ class ExpertSlots(nn.Module):
     ) -> ExpertSlots:
         """Slots filled from a live experts module.
 
-        Weights are shared, not copied, where slots = 0, 1, ..., E - 1: what changes the module's in place changes these.
-        Quantised ones are never shared.
+        Parameters are shared, not copied, where slots = 0, 1, ..., E - 1: an optimizer that holds them goes on training
+        them. Copies take no gradient, and quantised ones are never shared.
         """
         first = next(experts.parameters())
         shared = quantize is None and list(slots) == list(range(count_experts(experts)))
@@ -77,12 +80,14 @@ class ExpertSlots(nn.Module):
         made = cls(layout, slots, dtype=first.dtype, device=device, quantize=quantize, compute=compute)
         for name, p in experts.named_parameters():
             if shared:
-                made.register_parameter(name, nn.Parameter(p.detach(), requires_grad=False))
+                made.register_parameter(name, p)
         for slot, e in enumerate(slots):
             if e >= 0 and not shared:
                 made.fill(slot, slice_expert(experts, e))
         made.rank_S, made.computed_0 = made.rank_S.to(first.device), first.new_empty(0)
-        return made
+        made.shared = shared
+        made.copies_trained = not shared and any(p.requires_grad for p in experts.parameters())
+        return made.train(experts.training)
 
     @property
     def num_slots(self) -> int:
@@ -113,6 +118,22 @@ class ExpertSlots(nn.Module):
         with torch.no_grad():
             for name, part in encode(weights, self.layout, self.format).items():
                 self.get_parameter(name)[slot].copy_(part)
+
+    def like(self, experts: Sequence[int]) -> ExpertSlots:
+        """Empty slots of the same kind, in the same place; they take no gradient."""
+        kind = {"quantize": self.format and self.format.name, "compute": self.asked}
+        made = ExpertSlots(self.layout, experts, dtype=self.dtype, device=self.device, **kind)
+        made.copies_trained = self.copies_trained or any(p.requires_grad for p in self.parameters())
+        return made.train(self.training)
+
+    def hold(self, experts: Sequence[int], keys: Sequence[int]) -> None:
+        """Note which expert each slot holds from now on; replicas of one expert are run in the order of their keys.
+
+        A call in progress sees the old order of its slots or the new one: both put any two slots that keep their expert
+        and key in the same order.
+        """
+        self.experts = tuple(int(e) for e in experts)
+        self.rank_S = _rank_by_expert(self.experts, keys).to(self.rank_S.device)
 
     def weights(self, slot: int) -> Weights:
         """One slot's weights in the compute dtype: views, or the dequantised matrices of this one expert."""
@@ -152,8 +173,12 @@ class ExpertSlots(nn.Module):
 
         Returns:
             [T, H] in the dtype of `x_TH`; zero for a token none of whose choices is here.
+
+        Raises:
+            JanusError: ``layer.grad`` where a gradient is asked for that cannot be right.
         """
-        return self.engine(self.compute)(x_TH, slots_TK, weights_TK)
+        name = way_for_grad(self, x_TH, weights_TK) or self.compute
+        return self.engine(name)(x_TH, slots_TK, weights_TK)
 
     def verify(self, atol: float = 1e-5) -> None:
         """Compare one filled slot with the family's own forward on a few tokens.
@@ -186,8 +211,9 @@ def slice_expert(experts: nn.Module, e: int) -> Weights:
     return {name: p.detach()[e] for name, p in experts.named_parameters()}
 
 
-def _rank_by_expert(experts: tuple[int, ...]) -> torch.Tensor:
-    order = sorted(range(len(experts)), key=lambda slot: (experts[slot], slot))
+def _rank_by_expert(experts: tuple[int, ...], keys: Sequence[int] | None = None) -> torch.Tensor:
+    keys = keys or range(len(experts))
+    order = sorted(range(len(experts)), key=lambda slot: (experts[slot], keys[slot]))
     rank = torch.empty(len(experts), dtype=torch.long)
     rank[torch.tensor(order, dtype=torch.long)] = torch.arange(len(experts))
     return rank

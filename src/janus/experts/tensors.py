@@ -16,6 +16,7 @@ from janus.experts.quantized import dequantize
 from janus.experts.stored_scales import FP8, as_float32, scale_of
 
 ALL = slice(None)
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 class TensorFiles:
@@ -46,6 +47,22 @@ class TensorFiles:
         if key not in self.scale_of and not _is_byte_float(stored):
             return stored
         return dequantize(stored, self.scales(key, rows), FP8)
+
+    def described(self, key: str, rows: slice = ALL) -> torch.Tensor:
+        """What `read` would give, on the meta device, from the header alone.
+
+        Raises:
+            JanusError: ``checkpoint.dtype`` if it is no float, ``checkpoint.missing`` if it is FP8 without scales.
+        """
+        self.check_scaled(key)
+        shape, dtype = self._ask(key, lambda h: (h.get_slice(key).get_shape(), str(h.get_slice(key).get_dtype())))
+        dtype = "F32" if key in self.scale_of else dtype
+        if dtype not in FLOATS:
+            raise JanusError(
+                "checkpoint.dtype",
+                f"{self._files[key]}: {key} is stored as {dtype}; experts are read from one of {', '.join(FLOATS)}",
+            )
+        return torch.empty(shape, dtype=FLOATS[dtype], device="meta")[rows]
 
     def scales(self, key: str, rows: slice = ALL) -> torch.Tensor:
         """Scales of a tensor stored in FP8, in float32: [.., ceil(out / 128), ceil(in / 128)].

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from janus.comm import Exchange
+from janus.conversion import check_layers
 from janus.errors import JanusError
 from janus.experts.live import ExpertSource
-from janus.layer import check_layers, check_placement
+from janus.layer import check_placement
 from janus.runner.expert import ExpertServer
 from janus.types import Placement, Topology
 
