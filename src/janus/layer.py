@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from janus.errors import JanusError
-from janus.experts.seam import count_experts, find_blocks
+from janus.experts.sites import count_experts, find_experts
 from janus.experts.slots import ExpertSlots
 from janus.sched import Assignment, RooflineCost, balance
 from janus.sched.backends import check_method, choose
@@ -138,17 +138,20 @@ def convert(
         'JanusMoELayer'
     """
     check_method(balance, cost)
-    blocks = find_blocks(model)
+    sites = find_experts(model)
     choose(backend, balance, _device_type(model), may_copy=True)
-    check_layers(placement, [block.layer_id for block in blocks])
-    for block in blocks:  # every refusal comes before the first swap
-        check_placement(placement, block.num_experts, block.name)
-        probe = ExpertSlots.from_module(block.experts, [0], compute=compute)
+    check_layers(placement, [site.layer_id for site in sites])
+    for site in sites:  # every refusal comes before the first swap
+        check_placement(placement, count_experts(site.experts), site.name)
+        probe = ExpertSlots.from_module(site.experts, [0], compute=compute)
         probe.verify()
         _ = probe.compute
-    for i, block in enumerate(blocks):  # one at a time: at most one layer's weights are held twice
+    made: dict[nn.Module, nn.Module] = {}  # experts that sit in two places stay one
+    for i, site in enumerate(sites):  # one at a time: at most one layer's weights are held twice
         chosen = {"balance": balance, "cost": cost, "backend": backend, "compute": compute}
-        block.replace(block.experts_attr, JanusMoELayer(block.experts, placement, **chosen, layer=i))
+        old = site.experts
+        made[old] = made.get(old) or JanusMoELayer(old, placement, **chosen, layer=i)
+        site.replace(made[old])
     return model
 
 

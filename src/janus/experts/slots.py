@@ -10,7 +10,7 @@ from torch import nn
 from janus.errors import JanusError
 from janus.experts.backends import Engine, choose, make
 from janus.experts.layout import ExpertLayout, Weights
-from janus.experts.seam import count_experts
+from janus.experts.sites import count_experts
 
 
 class ExpertSlots(nn.Module):
@@ -43,6 +43,8 @@ class ExpertSlots(nn.Module):
         for name, shape in layout.shapes.items():
             empty = torch.empty((len(self.experts), *shape), dtype=dtype, device=device)
             self.register_parameter(name, nn.Parameter(empty, requires_grad=False))
+        for name, part in layout.parts.items():  # so that it moves, and is saved, with the weights
+            self.add_module(name, part)
 
     @classmethod
     def from_module(cls, experts: nn.Module, slots: Sequence[int], *, compute: str = "auto") -> ExpertSlots:
@@ -54,7 +56,7 @@ class ExpertSlots(nn.Module):
         shared = list(slots) == list(range(count_experts(experts)))
         device = "meta" if shared else first.device
         made = cls(ExpertLayout.of(experts), slots, dtype=first.dtype, device=device, compute=compute)
-        for name, p in experts.named_parameters():
+        for name, p in experts.named_parameters(recurse=False):
             if shared:
                 made.register_parameter(name, nn.Parameter(p.detach(), requires_grad=False))
         for slot, e in enumerate(slots):
@@ -143,7 +145,7 @@ class ExpertSlots(nn.Module):
 
 def slice_expert(experts: nn.Module, e: int) -> Weights:
     """Views of expert `e`'s part of every parameter of a live experts module."""
-    return {name: p.detach()[e] for name, p in experts.named_parameters()}
+    return {name: p.detach()[e] for name, p in experts.named_parameters(recurse=False)}
 
 
 def _rank_by_expert(experts: tuple[int, ...]) -> torch.Tensor:
