@@ -10,12 +10,13 @@ from torch import nn
 from janus.errors import JanusError
 from janus.experts.sites import count_experts, find_experts
 from janus.experts.slots import ExpertSlots
+from janus.experts.tensors import TensorExperts
 from janus.sched import Assignment, RooflineCost, balance
 from janus.sched.backends import check_method, choose
 from janus.types import Placement
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 class JanusMoELayer(nn.Module):
@@ -86,6 +87,52 @@ class JanusMoELayer(nn.Module):
         """Same as the constructor; reads better where a module is replaced."""
         return cls(experts, placement, **options)
 
+    @classmethod
+    def from_tensors(
+        cls,
+        gate_proj: torch.Tensor | None,
+        up_proj: torch.Tensor,
+        down_proj: torch.Tensor,
+        placement: Placement | None = None,
+        *,
+        activation: str | Callable[[torch.Tensor], torch.Tensor] = "silu",
+        gate_bias: torch.Tensor | None = None,
+        up_bias: torch.Tensor | None = None,
+        down_bias: torch.Tensor | None = None,
+        fused: bool = False,
+        **options: Any,
+    ) -> JanusMoELayer:
+        """A layer from a user's own weights: ``down(activation(gate x) * up x)``, or ``down(activation(up x))``.
+
+        Gate and up are copied into one tensor; everything else is shared where the placement holds the experts in order.
+
+        Args:
+            gate_proj: [E, F, H], or None where experts have no gate.
+            up_proj: [E, F, H].
+            down_proj: [E, H, F].
+            placement: as in the constructor.
+            activation: ``"silu"``, ``"gelu"``, ``"gelu_tanh"``, ``"relu"``, ``"relu2"``, ``"identity"``, or what takes
+                [N, F] and gives [N, F].
+            gate_bias: [E, F], or None.
+            up_bias: [E, F], or None.
+            down_bias: [E, H], or None. Where one bias is given, the others count as zero.
+            fused: `up_proj` is [E, 2F, H] and holds gate, then up (`up_bias` too); `gate_proj` is None. Saves the copy.
+            options: of the constructor.
+
+        Raises:
+            JanusError: ``model.tensors`` for shapes, dtypes or devices that do not fit together, ``model.activation``
+                for an unknown name, and as the constructor.
+
+        Example:
+            >>> up, down = torch.ones(2, 3, 4), torch.ones(2, 4, 3)  # 2 experts, F = 3, H = 4
+            >>> layer = JanusMoELayer.from_tensors(None, up, down, activation="relu")
+            >>> layer(torch.ones(1, 4), torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.25]]))  # 0.75 * 3 * 4
+            tensor([[9., 9., 9., 9.]])
+        """
+        biases = {"gate_bias": gate_bias, "up_bias": up_bias, "down_bias": down_bias}
+        experts = TensorExperts(gate_proj, up_proj, down_proj, activation=activation, fused=fused, **biases)
+        return cls(experts, placement, **options)
+
     def forward(self, hidden: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
         """Run the chosen experts of each token and sum their outputs by routing weight.
 
@@ -146,12 +193,9 @@ def convert(
         probe = ExpertSlots.from_module(site.experts, [0], compute=compute)
         probe.verify()
         _ = probe.compute
-    made: dict[nn.Module, nn.Module] = {}  # experts that sit in two places stay one
     for i, site in enumerate(sites):  # one at a time: at most one layer's weights are held twice
         chosen = {"balance": balance, "cost": cost, "backend": backend, "compute": compute}
-        old = site.experts
-        made[old] = made.get(old) or JanusMoELayer(old, placement, **chosen, layer=i)
-        site.replace(made[old])
+        site.replace(JanusMoELayer(site.experts, placement, **chosen, layer=i))
     return model
 
 

@@ -96,11 +96,7 @@ def find_blocks(model: nn.Module) -> tuple[MoEBlock, ...]:
         JanusError: ``model.module`` if it is no module, ``model.no_experts`` if there are none, ``model.block`` if a
             block cannot be run alone, ``model.experts`` if experts need more than their own matrices.
     """
-    sites, seen = [], set[int]()
-    for site in find_experts(model):
-        if id(site.experts) not in seen:  # one that sits in two places is one
-            seen.add(id(site.experts))
-            sites.append(site)
+    sites = find_experts(model)
     for site in sites:
         if parts := shared_parts(site.experts):
             raise JanusError(
@@ -196,4 +192,3 @@ def _same_values(a: torch.Tensor, b: torch.Tensor) -> bool:
     # Shapes may differ ([1, T, H] against [T, H]); one storage and one offset mean one set of values, on meta too.
     same_memory = a.untyped_storage()._cdata == b.untyped_storage()._cdata and a.storage_offset() == b.storage_offset()
     return same_memory and a.numel() == b.numel()
-

@@ -16,32 +16,37 @@ EXPERTS_ARGUMENTS = (("hidden_states",), ("top_k_index", "router_indices"), ("to
 
 @dataclass(frozen=True, eq=False)
 class ExpertsSite:
-    """One place of a model where an experts module sits; reading it runs nothing.
+    """Where one experts module of a model sits; reading it runs nothing.
 
     Attributes:
         name: path of the module that calls the experts (``"model.layers.3.mlp"``).
         layer_id: the model's own number of the layer.
-        parent: that module.
-        attr: attribute of `parent` that holds the experts.
+        places: modules that hold the experts and under which attribute; more than one where layers share them.
     """
 
     name: str
     layer_id: int
-    parent: nn.Module
-    attr: str
+    places: tuple[tuple[nn.Module, str], ...]
+
+    @property
+    def attr(self) -> str:
+        """Attribute that holds the experts in the module `name`."""
+        return self.places[0][1]
 
     @property
     def experts(self) -> nn.Module:
         """The module that holds the routed experts (or what took its place)."""
-        return self.parent.get_submodule(self.attr)
+        parent, attr = self.places[0]
+        return parent.get_submodule(attr)
 
     def replace(self, module: nn.Module) -> None:
         """Put `module` in the experts' place."""
-        setattr(self.parent, self.attr, module)
+        for parent, attr in self.places:
+            setattr(parent, attr, module)
 
 
 def find_experts(model: nn.Module) -> tuple[ExpertsSite, ...]:
-    """All experts modules of `model`, in order; one that sits in two places is found in both.
+    """All experts modules of `model`, in order; one that sits in two places is found once, with both.
 
     Raises:
         JanusError: ``model.module`` if it is no module; ``model.no_experts`` if there are none, naming what comes
@@ -54,11 +59,17 @@ def find_experts(model: nn.Module) -> tuple[ExpertsSite, ...]:
             f"{type(model).__name__} is an experts module and no model that calls one; use JanusMoELayer",
         )
     modules = dict(model.named_modules(remove_duplicate=False))
-    paths = [path for path, module in modules.items() if is_experts(module)]
+    paths: dict[nn.Module, list[tuple[str, str]]] = {}
+    for path, module in modules.items():
+        if is_experts(module):
+            name, _, attr = path.rpartition(".")
+            paths.setdefault(module, []).append((name, attr))
     if not paths:
         raise JanusError("model.no_experts", _none_found(model))
-    parts = [path.rpartition(".") for path in paths]
-    return tuple(ExpertsSite(name, layer_id(name), modules[name], attr) for name, _, attr in parts)
+    return tuple(
+        ExpertsSite(found[0][0], layer_id(found[0][0]), tuple((modules[name], attr) for name, attr in found))
+        for found in paths.values()
+    )
 
 
 def is_experts(module: nn.Module) -> bool:
