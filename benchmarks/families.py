@@ -75,7 +75,16 @@ def build(family: str, dtype: Any = None, seed: int = 0) -> Any:
     if decorated(family):
         model.set_experts_implementation("eager")
     draw(model, seed)
-    return model.to(dtype or torch.float32).eval()
+    return _cast(model.eval(), dtype) if dtype else model.eval()
+
+
+def _cast(model: Any, dtype: Any) -> Any:
+    """As loading does it: what a family keeps in float32 whatever the dtype stays so."""
+    kept = model._keep_in_fp32_modules_strict or ()
+    for name, p in (*model.named_parameters(), *model.named_buffers()):
+        if p.is_floating_point() and not any(part in name for part in kept):
+            p.data = p.data.to(dtype)
+    return model
 
 
 def draw(model: Any, seed: int) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from janus.lazy import on_first_use
 
 if TYPE_CHECKING:
-    from janus import comm, scale, sched
+    from janus import comm, experts, scale, sched
     from janus.comm import Exchange
     from janus.errors import JanusError, PeerLost
     from janus.layer import JanusMoELayer, convert
@@ -37,6 +37,7 @@ _HOME = {
     "convert": "janus.layer",
     "DisaggregatedRunner": "janus.runner",
     "comm": ".",
+    "experts": ".",
     "sched": ".",
     "scale": ".",
 }
@@ -56,6 +57,7 @@ __all__ = [
     "balance",
     "comm",
     "convert",
+    "experts",
     "plan",
     "scale",
     "sched",

@@ -121,7 +121,7 @@ class JanusMoELayer(nn.Module):
 
         Raises:
             JanusError: ``model.tensors`` for shapes, dtypes or devices that do not fit together, ``model.activation``
-                for an unknown name, and as the constructor.
+                for an activation that is unknown or of another width, and as the constructor.
 
         Example:
             >>> up, down = torch.ones(2, 3, 4), torch.ones(2, 4, 3)  # 2 experts, F = 3, H = 4

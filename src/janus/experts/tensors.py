@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,7 +11,8 @@ from torch.nn import functional as F
 
 from janus.errors import JanusError, known
 
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+Activate = Callable[[torch.Tensor], torch.Tensor]
+ACTIVATIONS: dict[str, Activate] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -35,7 +37,8 @@ class TensorExperts(nn.Module):
         fused: `up_proj` holds gate, then up.
 
     Raises:
-        JanusError: ``model.tensors`` for what does not fit together, ``model.activation`` for an unknown name.
+        JanusError: ``model.tensors`` for what does not fit together, ``model.activation`` for an unknown name, or
+            what is no function of [N, F].
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class TensorExperts(nn.Module):
         up_proj: torch.Tensor,
         down_proj: torch.Tensor,
         *,
-        activation: str | Callable[[torch.Tensor], torch.Tensor] = "silu",
+        activation: str | Activate = "silu",
         gate_bias: torch.Tensor | None = None,
         up_bias: torch.Tensor | None = None,
         down_bias: torch.Tensor | None = None,
@@ -53,11 +56,9 @@ class TensorExperts(nn.Module):
         super().__init__()
         given = {"gate_proj": gate_proj, "up_proj": up_proj, "down_proj": down_proj}
         given |= {"gate_bias": gate_bias, "up_bias": up_bias, "down_bias": down_bias}
-        tensors = {name: t for name, t in given.items() if t is not None}
+        tensors = {name: t for name, t in given.items() if t is not None or name in ("up_proj", "down_proj")}
         _check(tensors, fused)
-        if not callable(activation):
-            known(activation, ACTIVATIONS, "activation", "model.activation")
-        self.act_fn = activation if callable(activation) else ACTIVATIONS[activation]
+        self.act_fn = _activation(activation, down_proj)
         self.num_experts = len(down_proj)
         self.has_gate, self.has_bias = fused or gate_proj is not None, any("bias" in name for name in tensors)
         self.up = "gate_up_proj" if self.has_gate else "up_proj"
@@ -91,11 +92,26 @@ class TensorExperts(nn.Module):
         return self.get_parameter(f"{name}_bias")[e] if self.has_bias else None
 
 
+def _activation(asked: str | Activate, down_proj: torch.Tensor) -> Activate:
+    if not callable(asked):
+        return ACTIVATIONS[known(asked, ACTIVATIONS, "activation", "model.activation")]
+    x = down_proj.new_zeros(2, down_proj.shape[2])
+    try:
+        with torch.no_grad():
+            got = f"[N, {asked(x).shape[-1]}]" if asked(x).shape != x.shape else ""
+    except Exception as error:  # whatever the user's own code raises
+        got = repr(error)
+    if got:
+        rule = f"an activation takes [N, F = {x.shape[1]}] of {x.dtype} and gives as many"
+        raise JanusError("model.activation", f"{rule}; {asked!r} gave {got}")
+    return asked
+
+
 def _bias_or_zeros(bias: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
     return weight.new_zeros(weight.shape[:2]) if bias is None else bias
 
 
-def _check(tensors: dict[str, torch.Tensor], fused: bool) -> None:
+def _check(tensors: dict[str, Any], fused: bool) -> None:
     """Refuse what does not fit together, with every shape received."""
     if strange := [name for name, t in tensors.items() if not isinstance(t, torch.Tensor)]:
         raise _refused(f"{', '.join(strange)} must be torch tensors", {n: type(t).__name__ for n, t in tensors.items()})
