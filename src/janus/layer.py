@@ -8,10 +8,13 @@ import torch
 from torch import nn
 
 from janus.errors import JanusError
+from janus.experts.checks import check_call, prepared
+from janus.experts.choosing import ReplicaChooser
+from janus.experts.op import Handle, traced
 from janus.experts.sites import count_experts, find_experts
 from janus.experts.slots import ExpertSlots
 from janus.experts.tensors import TensorExperts
-from janus.sched import Assignment, RooflineCost, balance
+from janus.sched import Assignment, RooflineCost
 from janus.sched.backends import check_method, choose
 from janus.types import Placement
 
@@ -34,11 +37,16 @@ class JanusMoELayer(nn.Module):
         backend: backend of the balancer.
         compute: how the chosen experts are run: ``"eager"`` (plain torch, bit-equal to transformers' eager forward, takes
             gradients), or ``"auto"``.
+        check_ids: refuse ids out of range on a GPU too, at the price of a host sync per call; on a CPU they always are.
+            Unchecked, such an id counts as -1, and in `bad_ids`.
+
+    Calls of one layer from several threads run one after the other. On a GPU they must come on one stream.
 
     Raises:
         JanusError: ``experts.compute`` for a way that cannot run here, ``placement.experts`` if the placement is for another number of experts, ``model.experts`` or
             ``model.mismatch`` if the module's layout is not one we reproduce, ``sched.method`` and ``sched.backend`` for
-            unknown names, ``sched.cost``, ``layer.shape`` on a wrong call.
+            unknown names, ``sched.cost``. On a wrong call, before anything runs: ``layer.shape``, ``layer.tensor``,
+            ``layer.dtype``, ``layer.device``, ``layer.scales``, ``sched.range``.
 
     Example:
         >>> import torch
@@ -64,18 +72,20 @@ class JanusMoELayer(nn.Module):
         layer: int = 0,
         backend: str = "auto",
         compute: str = "auto",
+        check_ids: bool = False,
     ) -> None:
         super().__init__()
         num_experts = count_experts(experts)
         self.placement = check_placement(placement, num_experts, self.__class__.__name__)
         self.layer = self.placement.layer(layer)
-        self.method, self.cost, self._asked = check_method(balance, cost), cost, backend
+        self.method, self.cost = check_method(balance, cost), cost
+        self._chooser = ReplicaChooser(self.placement, layer, balance, cost, backend, check_ids)
         self.backend = choose(backend, balance, _device_type(experts), may_copy=True)
-        self.last: Assignment | None = None
         slots = self.placement.phy2log[self.layer].tolist()
         self.slots = ExpertSlots.from_module(experts, slots, compute=compute)
         self.slots.verify()
         self.compute = self.slots.compute
+        self._handle = Handle(self)
 
     @classmethod
     def from_module(
@@ -144,10 +154,43 @@ class JanusMoELayer(nn.Module):
         Returns:
             [T, H] in the dtype of `hidden`.
         """
-        _check_call(self.slots.layout.hidden_size, hidden, topk_ids, topk_weights)
-        chosen = {"method": self.method, "cost": self.cost, "backend": self._asked}
-        self.last = balance(topk_ids, self.placement, layer=self.layer, **chosen)
-        return self.slots(hidden, self.last.physical_ids, topk_weights)
+        if torch.compiler.is_compiling():
+            return traced(self, self._handle.key, hidden, topk_ids, topk_weights)
+        return self.run(hidden, topk_ids, topk_weights)
+
+    def run(self, hidden: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
+        """As `forward`; what a compiled graph calls too."""
+        slots = self.slots
+        check_call(slots, self.placement.num_experts, hidden, topk_ids, topk_weights)
+        if not topk_ids.numel():
+            return torch.zeros_like(hidden, memory_format=torch.contiguous_format)
+        with self._handle.lock:
+            chooser = self._chooser = self._chooser.serving(self.placement)
+            y_TH = slots(prepared(slots, hidden), chooser(topk_ids), topk_weights.contiguous())
+        return y_TH if y_TH.dtype is hidden.dtype else y_TH.to(hidden.dtype)
+
+    def assignment(self, topk_ids: torch.Tensor) -> Assignment:
+        """Which slot serves which id of a batch, and how evenly: what `janus.sched.balance` tells of this layer.
+
+        Args:
+            topk_ids: [T, K], integer logical experts; -1 is passed over.
+
+        Raises:
+            JanusError: as `janus.sched.balance`.
+        """
+        return self._chooser.serving(self.placement).assignment(topk_ids)
+
+    @property
+    def bad_ids(self) -> int:
+        """Ids out of range that counted as -1 so far, on a GPU without `check_ids`; reading it is a host sync."""
+        return self._chooser.bad_ids
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_handle"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._handle = Handle(self)  # a copy is another layer
 
 
 def convert(
@@ -158,6 +201,7 @@ def convert(
     cost: RooflineCost | None = None,
     backend: str = "auto",
     compute: str = "auto",
+    check_ids: bool = False,
 ) -> nn.Module:
     """Swap the routed experts of every MoE layer of a Hugging Face model for a `JanusMoELayer`, in place.
 
@@ -168,6 +212,7 @@ def convert(
         cost: of one expert, for ``balance="cost"`` and no other method.
         backend: backend of the balancer.
         compute: as in `JanusMoELayer`.
+        check_ids: as in `JanusMoELayer`.
 
     Returns:
         `model` itself.
@@ -194,7 +239,7 @@ def convert(
         probe.verify()
         _ = probe.compute
     for i, site in enumerate(sites):  # one at a time: at most one layer's weights are held twice
-        chosen = {"balance": balance, "cost": cost, "backend": backend, "compute": compute}
+        chosen = {"balance": balance, "cost": cost, "backend": backend, "compute": compute, "check_ids": check_ids}
         site.replace(JanusMoELayer(site.experts, placement, **chosen, layer=i))
     return model
 
@@ -222,17 +267,6 @@ def check_layers(placement: Placement | None, layer_ids: Sequence[int]) -> None:
             "placement.layers",
             f"the model has {len(layer_ids)} MoE layers, numbered {list(layer_ids)}; the placement has "
             f"{placement.num_layers}, numbered {placement.layer_ids}; a 2-D placement serves every layer",
-        )
-
-
-def _check_call(hidden_size: int, *call: Any) -> None:
-    shapes = [tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__ for x in call]
-    hidden, ids, weights = shapes
-    if (len(hidden), len(ids)) != (2, 2) or ids != weights or hidden != (ids[0], hidden_size):
-        raise JanusError(
-            "layer.shape",
-            f"forward takes tensors hidden [T, H = {hidden_size}], topk_ids [T, K], topk_weights [T, K]; got "
-            f"{', '.join(map(str, shapes))}",
         )
 
 

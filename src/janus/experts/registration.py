@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+import weakref
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
+from janus.errors import JanusError
+from janus.experts.checks import prepared
 from janus.experts.layout import ExpertLayout
+from janus.experts.op import Handle, traced
 from janus.experts.sites import count_experts
 from janus.experts.slots import ExpertSlots
 
 NAME = "janus"
+_OPAQUE = "_janus_opaque"  # attribute of an experts module
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +44,8 @@ def register() -> None:
     A model that is built, loaded or switched with this name then computes its experts as `JanusMoELayer` does on one
     device. Weights stay the parameters of the model: nothing is copied, and training reaches them. The first forward
     raises a `JanusError` (``model.experts``, ``model.mismatch``) for experts whose layout is not supported. Families
-    whose experts are not decorated for transformers' registry ignore the name; `janus.convert` is for those.
+    whose experts are not decorated for transformers' registry ignore the name; `janus.convert` is for those. Under
+    `torch.compile` there is no graph break where the model has run once before and no gradient is asked for.
 
     Example:
         >>> from transformers import MixtralConfig, MixtralForCausalLM
@@ -75,11 +82,63 @@ def experts_forward(
     Raises:
         JanusError: ``model.experts`` or ``model.mismatch``, for a layout that is not supported.
     """
-    asked = (hidden_states, top_k_weights, *experts.parameters())
-    has_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in asked)
-    slots = slots_of(experts, "eager" if has_grad else "auto")  # fused ways have no backward
+    opaque = getattr(experts, _OPAQUE, None) if torch.compiler.is_compiling() else None
+    if opaque is not None and not _needs_grad(experts, hidden_states, top_k_weights):
+        return traced(experts, opaque.handle.key, hidden_states, top_k_index, top_k_weights)
+    return _run(experts, hidden_states, top_k_index, top_k_weights)
+
+
+def _needs_grad(experts: nn.Module, *inputs: torch.Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *experts.parameters()))
+
+
+class _Opaque:
+    """What a compiled graph calls: the experts module itself stays the owner, and may be copied and saved.
+
+    Args:
+        experts: held weakly.
+    """
+
+    def __init__(self, experts: nn.Module) -> None:
+        self._experts = weakref.ref(experts)
+        self.handle = Handle(self)
+
+    def belongs_to(self, experts: nn.Module) -> bool:
+        """False in a copy of the module it was made for."""
+        return self._experts() is experts
+
+    def run(self, hidden: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
+        """As `experts_forward`, when a graph runs."""
+        with self.handle.lock:
+            return _run(self._module(), hidden, topk_ids, topk_weights)
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """Of the module."""
+        return self._module().parameters()
+
+    def _module(self) -> nn.Module:
+        experts = self._experts()
+        if experts is None:
+            raise JanusError(
+                "layer.gone", "the experts of this compiled graph are no more; keep the model while it is used"
+            )
+        return experts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Opaque, (nn.Identity(),)  # in a copy it belongs to nothing, until that is run
+
+
+@torch.compiler.disable  # a graph break, for calls that take gradients and before the first call by hand
+def _run(
+    experts: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    opaque = getattr(experts, _OPAQUE, None)
+    if opaque is None or not opaque.belongs_to(experts):
+        setattr(experts, _OPAQUE, _Opaque(experts))
+    needs_grad = _needs_grad(experts, hidden_states, top_k_weights)
+    slots = slots_of(experts, "eager" if needs_grad else "auto")  # fused ways have no backward
     here_TK = torch.where(top_k_index < slots.num_slots, top_k_index, -1)
-    return slots(hidden_states, here_TK, top_k_weights)
+    return slots(prepared(slots, hidden_states), here_TK, top_k_weights.contiguous()).to(hidden_states.dtype)
 
 
 def slots_of(experts: nn.Module, compute: str = "auto") -> ExpertSlots:

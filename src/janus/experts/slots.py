@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,6 +39,7 @@ class ExpertSlots(nn.Module):
         self.experts = tuple(int(e) for e in experts)
         self.asked, self._engines = compute, dict[str, Engine]()
         self._chosen: dict[torch.device, str] = {}
+        self.down_proj: torch.Tensor  # a parameter: cheaper to reach by attribute than by get_parameter
         self.rank_S: torch.Tensor  # goes where the weights go, and is not saved with them
         self.register_buffer("rank_S", _rank_by_expert(self.experts), persistent=False)
         for name, shape in layout.shapes.items():
@@ -73,12 +75,12 @@ class ExpertSlots(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
-        return self.get_parameter("down_proj").dtype
+        return self.down_proj.dtype
 
     @property
     def device(self) -> torch.device:
         """Of the weights."""
-        return self.get_parameter("down_proj").device
+        return self.down_proj.device
 
     def fill(self, slot: int, weights: Weights) -> None:
         """Copy one expert's weights into `slot`."""
@@ -103,6 +105,9 @@ class ExpertSlots(nn.Module):
         if name not in self._engines:
             self._engines[name] = make(name, self)
         return self._engines[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_engines": {}, "_chosen": {}}  # buffers and compiled code are made anew
 
     def forward(self, x_TH: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         """Run the chosen slots and sum per token.
