@@ -102,6 +102,9 @@ def test_the_norm_behind_each_expert_goes_where_the_slots_go():
     layer = JanusMoELayer(find_experts(model)[0].experts, Placement([[0, 1, 2, 3, 4, 5], [4, 5, 6, 7, 0, 1]], 8))
     assert "slots.post_expert_norm.weight" in layer.state_dict()
     assert layer.slots.layout.norm is layer.slots.post_expert_norm
+    assert layer.compute == "eager"
+    with pytest.raises(JanusError, match="stands behind each expert"):
+        JanusMoELayer(find_experts(model)[0].experts, compute="numba")
     x, ids, weights = torch.randn(5, layer.slots.layout.hidden_size), torch.arange(5)[:, None], torch.ones(5, 1)
     before = layer(x, ids, weights)
     with torch.no_grad():

@@ -34,7 +34,7 @@ def test_a_block_that_cannot_be_run_alone_is_converted_all_the_same():
     assert (site.name, site.attr, site.layer_id) == ("layers.1.choir", "tenors", 1)
     x = torch.randn(9, 64)
     want = block(x, 3)
-    assert torch.equal(convert(model)["layers"][1](x, 3), want)
+    torch.testing.assert_close(convert(model)["layers"][1](x, 3), want, rtol=1e-4, atol=1e-5)
     assert isinstance(site.experts, JanusMoELayer)
 
 

@@ -84,7 +84,8 @@ def experts_forward(
     """
     opaque = getattr(experts, _OPAQUE, None) if torch.compiler.is_compiling() else None
     if opaque is not None and not _needs_grad(experts, hidden_states, top_k_weights):
-        return traced(experts, opaque.handle.key, hidden_states, top_k_index, top_k_weights)
+        layer: Any = experts  # all that is asked of it here are its parameters
+        return traced(layer, opaque.handle.key, hidden_states, top_k_index, top_k_weights)
     return _run(experts, hidden_states, top_k_index, top_k_weights)
 
 
@@ -128,8 +129,7 @@ class _Opaque:
         return _Opaque, (nn.Identity(),)  # in a copy it belongs to nothing, until that is run
 
 
-@torch.compiler.disable  # a graph break, for calls that take gradients and before the first call by hand
-def _run(
+def _compute(
     experts: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
     opaque = getattr(experts, _OPAQUE, None)
@@ -139,6 +139,9 @@ def _run(
     slots = slots_of(experts, "eager" if needs_grad else "auto")  # fused ways have no backward
     here_TK = torch.where(top_k_index < slots.num_slots, top_k_index, -1)
     return slots(prepared(slots, hidden_states), here_TK, top_k_weights.contiguous()).to(hidden_states.dtype)
+
+
+_run: Any = torch.compiler.disable(_compute)  # a graph break: to take gradients, and before the first call by hand
 
 
 def slots_of(experts: nn.Module, compute: str = "auto") -> ExpertSlots:
