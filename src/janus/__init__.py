@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from janus.lazy import on_first_use
 
 if TYPE_CHECKING:
-    from janus import comm, scale, sched
+    from janus import comm, experts, scale, sched
     from janus.comm import Exchange
     from janus.conversion import convert
     from janus.errors import JanusError, PeerLost
@@ -38,6 +38,7 @@ _HOME = {
     "convert": "janus.conversion",
     "DisaggregatedRunner": "janus.runner",
     "comm": ".",
+    "experts": ".",
     "sched": ".",
     "scale": ".",
 }
@@ -57,6 +58,7 @@ __all__ = [
     "balance",
     "comm",
     "convert",
+    "experts",
     "plan",
     "scale",
     "sched",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from janus.errors import JanusError
 from janus.experts.members import ExpertGroup
-from janus.experts.seam import count_experts, find_blocks
+from janus.experts.sites import count_experts, find_experts
 from janus.experts.slots import ExpertSlots
 from janus.layer import JanusMoELayer, check_placement
 from janus.sched.backends import check_method, choose
@@ -63,20 +63,20 @@ def convert(
         'JanusMoELayer'
     """
     check_method(balance, cost)
-    blocks = find_blocks(model)
+    sites = find_experts(model)
     choose(backend, balance, _device_type(model), may_copy=True)
-    check_layers(placement, [block.layer_id for block in blocks])
+    check_layers(placement, [site.layer_id for site in sites])
     alike: dict[str, Any] = {"balance": balance, "cost": cost, "quantize": quantize}
     members = None if group is None else ExpertGroup.of(group)
     instances = 1 if members is None else members.world
-    for i, block in enumerate(blocks):  # every refusal comes before the first swap
-        found = check_placement(placement, count_experts(block.experts), block.name, instances)
+    for i, site in enumerate(sites):  # every refusal comes before the first swap
+        found = check_placement(placement, count_experts(site.experts), site.name, instances)
         if members is not None:
-            members.own_instance(block.experts, found, found.layer(i), None, **alike)
-        _probe(block.experts, quantize, compute)
+            members.own_instance(site.experts, found, found.layer(i), None, **alike)
+        _probe(site.experts, quantize, compute)
     chosen = {**alike, "backend": backend, "compute": compute, "check_ids": check_ids, "staging": staging}
-    for i, block in enumerate(blocks):  # one at a time: at most one layer's weights are held twice
-        block.replace(block.experts_attr, JanusMoELayer(block.experts, placement, **chosen, group=members, layer=i))
+    for i, site in enumerate(sites):  # one at a time: at most one layer's weights are held twice
+        site.replace(JanusMoELayer(site.experts, placement, **chosen, group=members, layer=i))
     return model
 
 

@@ -16,9 +16,10 @@ from janus.experts.layout import ExpertLayout
 from janus.experts.loading import block_of
 from janus.experts.members import ExpertGroup
 from janus.experts.op import Handle, traced
+from janus.experts.own_tensors import TensorExperts
 from janus.experts.parallel import ParallelExperts
 from janus.experts.placed import PlacedSlots
-from janus.experts.seam import count_experts
+from janus.experts.sites import count_experts
 from janus.experts.slots import ExpertSlots
 from janus.sched import Assignment, RooflineCost
 from janus.sched.backends import check_method, choose
@@ -26,6 +27,7 @@ from janus.types import Placement
 from janus.types.checks import integer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -122,6 +124,52 @@ class JanusMoELayer(PlacedSlots):
         **options: Any,
     ) -> JanusMoELayer:
         """Same as the constructor; reads better where a module is replaced."""
+        return cls(experts, placement, **options)
+
+    @classmethod
+    def from_tensors(
+        cls,
+        gate_proj: torch.Tensor | None,
+        up_proj: torch.Tensor,
+        down_proj: torch.Tensor,
+        placement: Placement | None = None,
+        *,
+        activation: str | Callable[[torch.Tensor], torch.Tensor] = "silu",
+        gate_bias: torch.Tensor | None = None,
+        up_bias: torch.Tensor | None = None,
+        down_bias: torch.Tensor | None = None,
+        fused: bool = False,
+        **options: Any,
+    ) -> JanusMoELayer:
+        """A layer from a user's own weights: ``down(activation(gate x) * up x)``, or ``down(activation(up x))``.
+
+        Gate and up are copied into one tensor; everything else is shared where the placement holds the experts in order.
+
+        Args:
+            gate_proj: [E, F, H], or None where experts have no gate.
+            up_proj: [E, F, H].
+            down_proj: [E, H, F].
+            placement: as in the constructor.
+            activation: ``"silu"``, ``"gelu"``, ``"gelu_tanh"``, ``"relu"``, ``"relu2"``, ``"identity"``, or what takes
+                [N, F] and gives [N, F].
+            gate_bias: [E, F], or None.
+            up_bias: [E, F], or None.
+            down_bias: [E, H], or None. Where one bias is given, the others count as zero.
+            fused: `up_proj` is [E, 2F, H] and holds gate, then up (`up_bias` too); `gate_proj` is None. Saves the copy.
+            options: of the constructor.
+
+        Raises:
+            JanusError: ``model.tensors`` for shapes, dtypes or devices that do not fit together, ``model.activation``
+                for an activation that is unknown or of another width, and as the constructor.
+
+        Example:
+            >>> up, down = torch.ones(2, 3, 4), torch.ones(2, 4, 3)  # 2 experts, F = 3, H = 4
+            >>> layer = JanusMoELayer.from_tensors(None, up, down, activation="relu")
+            >>> layer(torch.ones(1, 4), torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.25]]))  # 0.75 * 3 * 4
+            tensor([[9., 9., 9., 9.]])
+        """
+        biases = {"gate_bias": gate_bias, "up_bias": up_bias, "down_bias": down_bias}
+        experts = TensorExperts(gate_proj, up_proj, down_proj, activation=activation, fused=fused, **biases)
         return cls(experts, placement, **options)
 
     @classmethod

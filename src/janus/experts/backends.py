@@ -51,6 +51,8 @@ def choose(compute: str, slots: ExpertSlots) -> str:
 
 def why_not(name: str, slots: ExpertSlots) -> str:
     """Why a way of `COMPUTES` cannot run these slots; empty when it can."""
+    if name != "eager" and slots.layout.norm is not None:
+        return f"{type(slots.layout.norm).__name__} stands behind each expert, and fused ways sum before it"
     return importlib.import_module(MODULES[name]).why_not(slots)
 
 

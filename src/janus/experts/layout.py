@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from janus.errors import JanusError
-from janus.experts.seam import count_experts
+from janus.experts.sites import count_experts, shared_parts
 
 Weights = dict[str, torch.Tensor]
 
@@ -27,6 +27,7 @@ class ExpertLayout:
         has_bias: biases beside both projections.
         is_transposed: matrices are [in, out] instead of [out, in].
         template: the family's experts module without its weights; gives the activation.
+        has_norm: a norm stands behind the second projection, before the routing weight; see `norm`.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -35,6 +36,7 @@ class ExpertLayout:
     has_bias: bool
     is_transposed: bool
     template: nn.Module
+    has_norm: bool = False
 
     @classmethod
     def of(cls, experts: nn.Module) -> ExpertLayout:
@@ -44,17 +46,15 @@ class ExpertLayout:
             JanusError: ``model.experts`` if the parameters are not those of a common layout.
         """
         count_experts(experts)
-        has_gate, has_bias = getattr(experts, "has_gate", True), getattr(experts, "has_bias", False)
+        shapes = {name: tuple(p.shape[1:]) for name, p in experts.named_parameters(recurse=False)}
+        has_gate = getattr(experts, "has_gate", "up_proj" not in shapes)
+        has_bias = getattr(experts, "has_bias", "down_proj_bias" in shapes)
+        is_transposed = getattr(experts, "is_transposed", False)
         up = "gate_up_proj" if has_gate else "up_proj"
-        shapes = {name: tuple(p.shape[1:]) for name, p in experts.named_parameters()}
-        wanted = {up, "down_proj"} | ({f"{up}_bias", "down_proj_bias"} if has_bias else set())
-        if set(shapes) != wanted or getattr(experts, "has_post_expert_norm", False):
-            raise JanusError(
-                "model.experts",
-                f"{type(experts).__name__} holds {sorted(shapes)} where {sorted(wanted)} and no norm were expected; this "
-                "expert layout is not supported",
-            )
-        return cls(shapes, up, has_gate, has_bias, getattr(experts, "is_transposed", False), _without_weights(experts))
+        biases = {f"{up}_bias", "down_proj_bias"} if has_bias else set[str]()
+        has_norm = getattr(experts, "has_post_expert_norm", False)
+        _check_shapes(experts, shapes, up, biases, 1 + has_gate, is_transposed)
+        return cls(shapes, up, has_gate, has_bias, is_transposed, _without_weights(experts), has_norm)
 
     @property
     def width(self) -> int:
@@ -66,10 +66,22 @@ class ExpertLayout:
         """H: what an expert takes and gives."""
         return self.shapes[self.up][0 if self.is_transposed else 1]
 
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The family's own modules with weights that all experts share, by name: a norm, an activation that is trained."""
+        return shared_parts(self.template)
+
+    @property
+    def norm(self) -> nn.Module | None:
+        """What an expert's output passes through before its routing weight: [N, H] -> [N, H]; None where nothing does."""
+        template: Any = self.template
+        return template.post_expert_norm if self.has_norm else None
+
     def run(self, weights: Weights, x_NH: torch.Tensor) -> torch.Tensor:
         """One expert on its tokens: [N, H] -> [N, H], before the routing weight."""
         hidden = self._linear(weights, self.up, x_NH)
-        return self._linear(weights, "down_proj", self.activate(hidden))
+        out = self._linear(weights, "down_proj", self.activate(hidden))
+        return out if self.norm is None else self.norm(out)
 
     def _linear(self, weights: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
         weight, bias = weights[name], weights.get(f"{name}_bias")
@@ -103,3 +115,24 @@ def _without_weights(experts: nn.Module) -> nn.Module:
     template = copy.copy(experts)
     template._parameters = {}
     return template
+
+
+def _check_shapes(
+    experts: nn.Module, shapes: dict[str, tuple[int, ...]], up: str, biases: set[str], halves: int, transposed: bool
+) -> None:
+    if set(shapes) != {up, "down_proj", *biases}:
+        raise JanusError(
+            "model.experts",
+            f"{type(experts).__name__} holds {sorted(shapes)} where {sorted({up, 'down_proj', *biases})} were expected; "
+            "this expert layout is not supported",
+        )
+    first, second = shapes[up], shapes["down_proj"]
+    if transposed:
+        first, second = first[::-1], second[::-1]
+    if len(first) != 2 or first[::-1] != (second[0], halves * second[-1]):
+        raise JanusError(
+            "model.experts",
+            f"{type(experts).__name__}: {up} {shapes[up]} and down_proj {shapes['down_proj']} of one expert do not fit "
+            f"together ({'gate and up' if halves == 2 else 'no gate'}, {'[in, out]' if transposed else '[out, in]'}); this "
+            "expert layout is not supported",
+        )

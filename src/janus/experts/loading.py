@@ -13,7 +13,8 @@ from torch import nn
 from janus.errors import JanusError
 from janus.experts.checkpoint import Checkpoint
 from janus.experts.layout import ExpertLayout, Weights
-from janus.experts.seam import MoEBlock, count_experts, find_blocks, is_experts
+from janus.experts.seam import MoEBlock, find_blocks
+from janus.experts.sites import count_experts, is_experts
 from janus.experts.slots import ExpertSlots, slice_expert
 from janus.types.checks import shown
 
@@ -132,7 +133,7 @@ class OwnExperts:
     def fill(self, slots: ExpertSlots, slot: int, e: int) -> None:
         """Copy from slot to slot."""
         with _writing(slots):
-            for p in slots.parameters():
+            for p in slots.parameters(recurse=False):
                 p[slot].copy_(p[self.slot_of[e]])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +26,7 @@ def save_as_module(layer: PlacedSlots) -> None:
 def _slot_of(layer: PlacedSlots) -> list[int] | None:
     """Slot of each expert, in order; None where the layer cannot stand for the whole module."""
     view, slots = layer.view, layer.slots
-    if view is None or set(dict(slots.named_parameters())) != set(slots.layout.shapes):
+    if view is None or set(dict(slots.named_parameters(recurse=False))) != set(slots.layout.shapes):
         return None
     experts = wanted(view.placement, layer.layer, layer.instance)
     first = {experts[number]: view.stored[number] for number in sorted(experts, reverse=True)}
@@ -40,6 +41,7 @@ def _written(layer: PlacedSlots, state: dict[str, Any], prefix: str, _metadata: 
     for name in layer.slots.layout.shapes:
         whole = state.pop(f"{prefix}slots.{name}")
         state[prefix + name] = whole if in_order else whole[torch.tensor(slot_of, device=whole.device)]
+    _rename(state, f"{prefix}slots.", prefix, layer.slots.layout.parts)
 
 
 def _read(layer: PlacedSlots, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -54,3 +56,11 @@ def _read(layer: PlacedSlots, state: dict[str, Any], prefix: str, *_: Any) -> No
             given = state.pop(prefix + name)
             fits = not in_order and len(given) == layer.num_experts  # torch names the shapes that do not
             state[f"{prefix}slots.{name}"] = given[torch.tensor(experts, device=given.device)] if fits else given
+    _rename(state, prefix, f"{prefix}slots.", layer.slots.layout.parts)
+
+
+def _rename(state: dict[str, Any], old: str, new: str, parts: Iterable[str]) -> None:
+    """Move what belongs to the family's own parts, which all experts share."""
+    starts = tuple(f"{old}{part}." for part in parts)
+    for key in [key for key in state if key.startswith(starts)]:
+        state[new + key.removeprefix(old)] = state.pop(key)

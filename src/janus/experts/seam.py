@@ -1,14 +1,12 @@
 """Find the routed experts and the router of every MoE layer of a Hugging Face model, by what they do.
 
-Nothing here knows a model family. An experts module is one whose forward takes ``(hidden_states, top_k_index,
-top_k_weights)``; the router is the module whose outputs reach the experts unchanged. Both are found by running
-the block once, so a model that does not fit is refused with what differed.
+Nothing here knows a model family. `janus.experts.sites` finds the experts by their signature; the router is the module
+whose outputs reach the experts unchanged. It is found by running the block once, so a model that does not fit is
+refused with what differed. Only an expert pool needs this: replacing the experts in place runs nothing.
 """
 
 from __future__ import annotations
 
-import inspect
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +14,10 @@ import torch
 from torch import nn
 
 from janus.errors import JanusError
-from janus.types.checks import instance
+from janus.experts.sites import count_experts, find_experts, is_experts, layer_id, shared_parts
 
-EXPERTS_ARGUMENTS = (("hidden_states",), ("top_k_index", "router_indices"), ("top_k_weights", "routing_weights"))
+__all__ = ["PROBE_TOKENS", "MoEBlock", "RouterSeam", "count_experts", "find_blocks", "is_experts"]
+
 PROBE_TOKENS = 3
 
 
@@ -95,40 +94,17 @@ def find_blocks(model: nn.Module) -> tuple[MoEBlock, ...]:
 
     Raises:
         JanusError: ``model.module`` if it is no module, ``model.no_experts`` if there are none, ``model.block`` if a
-            block cannot be run alone.
+            block cannot be run alone, ``model.experts`` if experts need more than their own matrices.
     """
-    instance(model, nn.Module, "a model must be a live torch module", "model.module", "load it, e.g. from_pretrained")
-    paths = [name for name, module in model.named_modules() if is_experts(module)]
-    if not paths:
-        wanted = ", ".join(names[0] for names in EXPERTS_ARGUMENTS)
-        raise JanusError(
-            "model.no_experts",
-            f"{type(model).__name__} has no module whose forward takes ({wanted}); Janus needs a Mixture-of-Experts model "
-            "in the layout of transformers >= 5",
-        )
-    return tuple(_probe(model, path) for path in paths)
-
-
-def is_experts(module: nn.Module) -> bool:
-    """Whether `module` computes routed experts: forward(hidden_states, top_k_index, top_k_weights)."""
-    names = tuple(inspect.signature(type(module).forward).parameters)[1:4]
-    return len(names) == 3 and all(name in known for name, known in zip(names, EXPERTS_ARGUMENTS, strict=True))
-
-
-def count_experts(experts: nn.Module) -> int:
-    """E of an experts module: the leading size that all its parameters share."""
-    remedy = "give one layer's experts, or use janus.convert on the whole model"
-    instance(experts, nn.Module, "experts must be a torch module", "model.module", remedy)
-    declared = getattr(experts, "num_experts", None)
-    leading = {p.shape[0] for p in experts.parameters()}
-    if len(leading) == 1 and declared in (None, *leading):
-        return leading.pop()
-    shapes = {name: tuple(p.shape) for name, p in experts.named_parameters()}
-    raise JanusError(
-        "model.experts",
-        f"{type(experts).__name__}: every parameter must have one leading expert dimension (num_experts = {declared}), "
-        f"got {shapes}",
-    )
+    sites = find_experts(model)
+    for site in sites:
+        if parts := shared_parts(site.experts):
+            raise JanusError(
+                "model.experts",
+                f"{type(site.experts).__name__} holds {', '.join(sorted(parts))} beside its experts, which an expert pool "
+                "does not carry; janus.convert supports this family on one device",
+            )
+    return tuple(_probe(model, site.name, site.attr) for site in sites)
 
 
 class _Recorder(nn.Module):
@@ -144,8 +120,7 @@ class _Recorder(nn.Module):
         return torch.zeros_like(hidden)
 
 
-def _probe(model: nn.Module, path: str) -> MoEBlock:
-    block_name, _, attr = path.rpartition(".")
+def _probe(model: nn.Module, block_name: str, attr: str) -> MoEBlock:
     block = model.get_submodule(block_name)
     experts = block.get_submodule(attr)
     recorder, calls, probe = _Recorder(), {}, _probe_input(model, block)
@@ -171,7 +146,7 @@ def _probe(model: nn.Module, path: str) -> MoEBlock:
     hidden_TH, ids_TK, weights_TK = recorder.seen
     router, why = _find_router(calls, hidden_TH, ids_TK, weights_TK)
     return MoEBlock(
-        block_name, _layer_id(block_name), block, attr, count_experts(experts), hidden_TH.shape[-1], ids_TK.shape[-1],
+        block_name, layer_id(block_name), block, attr, count_experts(experts), hidden_TH.shape[-1], ids_TK.shape[-1],
         weights_TK.dtype, router, why,
     )  # fmt: skip
 
@@ -217,8 +192,3 @@ def _same_values(a: torch.Tensor, b: torch.Tensor) -> bool:
     # Shapes may differ ([1, T, H] against [T, H]); one storage and one offset mean one set of values, on meta too.
     same_memory = a.untyped_storage()._cdata == b.untyped_storage()._cdata and a.storage_offset() == b.storage_offset()
     return same_memory and a.numel() == b.numel()
-
-
-def _layer_id(name: str) -> int:
-    numbers = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", name)
-    return int(numbers[0]) if numbers else 0

@@ -13,7 +13,7 @@ from janus.experts.backends import Engine, choose, make
 from janus.experts.grad import way_for_grad
 from janus.experts.layout import ExpertLayout, Weights
 from janus.experts.quantized import Format, named
-from janus.experts.seam import count_experts
+from janus.experts.sites import count_experts
 from janus.experts.storage import decode, encode, keeping, parameters
 
 
@@ -58,6 +58,8 @@ class ExpertSlots(nn.Module):
         for name, (shape, stored) in parameters(layout, self.format, dtype).items():
             empty = torch.empty((len(self.experts), *shape), dtype=stored, device=device)
             self.register_parameter(name, nn.Parameter(empty, requires_grad=False))
+        for name, part in layout.parts.items():  # so that it moves, and is saved, with the weights
+            self.add_module(name, part)
 
     @classmethod
     def from_module(
@@ -78,7 +80,7 @@ class ExpertSlots(nn.Module):
         device = "meta" if shared else first.device
         layout = ExpertLayout.of(experts)
         made = cls(layout, slots, dtype=first.dtype, device=device, quantize=quantize, compute=compute)
-        for name, p in experts.named_parameters():
+        for name, p in experts.named_parameters(recurse=False):
             if shared:
                 made.register_parameter(name, p)
         for slot, e in enumerate(slots):
@@ -137,7 +139,7 @@ class ExpertSlots(nn.Module):
 
     def weights(self, slot: int) -> Weights:
         """One slot's weights in the compute dtype: views, or the dequantised matrices of this one expert."""
-        stored = {name: p[slot] for name, p in self.named_parameters()}
+        stored = {name: p[slot] for name, p in self.named_parameters(recurse=False)}
         return stored if self.format is None else decode(stored, self.layout, self.format, self.dtype)
 
     def _apply(self, fn: Callable[[torch.Tensor], Any], recurse: bool = True) -> ExpertSlots:
@@ -208,7 +210,7 @@ class ExpertSlots(nn.Module):
 
 def slice_expert(experts: nn.Module, e: int) -> Weights:
     """Views of expert `e`'s part of every parameter of a live experts module."""
-    return {name: p.detach()[e] for name, p in experts.named_parameters()}
+    return {name: p.detach()[e] for name, p in experts.named_parameters(recurse=False)}
 
 
 def _rank_by_expert(experts: tuple[int, ...], keys: Sequence[int] | None = None) -> torch.Tensor:
