@@ -23,6 +23,14 @@ COUNTS = ["n", "S"]  # differ from call to call: code that depends on them would
 
 
 @triton.jit
+def _in_turn(EARLY: tl.constexpr) -> None:
+    """Where kernels are launched early: wait for what the one before wrote, then let the next one come."""
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
 def _slots_of(ids: tl.tensor, i: tl.tensor, n: tl.tensor, S: tl.tensor) -> tl.tensor:
     """Slots of entries `i`; -1 for what is served elsewhere, lies past the end or is no slot."""
     slot = tl.load(ids + i, mask=i < n, other=-1)
@@ -36,13 +44,14 @@ INTERPRETED = tl.constexpr(not isinstance(_slots_of, triton.JITFunction))
 @triton.jit(do_not_specialize=[*COUNTS, "cap"], do_not_specialize_on_alignment=["ids"])
 def sort(
     ids: tl.tensor, plan: tl.tensor, order: tl.tensor, n: tl.tensor, S: tl.tensor, cap: tl.tensor,
-    SP: tl.constexpr, BM: tl.constexpr, BLOCK: tl.constexpr,
+    SP: tl.constexpr, BM: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ) -> None:  # fmt: skip
     """Entries by slot, in order within each: a counting sort. Program p places the p-th active slot, and so on.
 
     `plan` int32: number of tiles, then [3, cap] slot, first and end of each tile in `order` int32 [n]. Every program
     counts all entries: no program waits for another.
     """
+    _in_turn(EARLY)
     counts = tl.zeros([SP], tl.int32)
     for at in range(0, n, BLOCK):
         slot = _slots_of(ids, at + tl.arange(0, BLOCK), n, S)
@@ -171,11 +180,13 @@ def up(
     TRANSPOSED: tl.constexpr, BIAS: tl.constexpr, BO: tl.constexpr,
     KIND: tl.constexpr, ALPHA: tl.constexpr, CLAMP: tl.constexpr, LIMIT: tl.constexpr, SHIFT: tl.constexpr,
     NP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:  # fmt: skip
     """x [T, H] -> out [n, F], activated: one row per entry; without a KIND the bare projection [n, 2F or F].
 
     A block is BN columns of `out`: as many gates and as many ups beside them in one product.
     """
+    _in_turn(EARLY)
     PAIR: tl.constexpr = 2 if GATED else 1
     BLOCKS: tl.constexpr = (F + BN - 1) // BN
     if NP:
@@ -249,13 +260,14 @@ def down(
     ids: tl.tensor, plan: tl.tensor, order: tl.tensor, n: tl.tensor, S: tl.tensor, cap: tl.tensor,
     K: tl.constexpr, H: tl.constexpr, F: tl.constexpr, TRANSPOSED: tl.constexpr, BIAS: tl.constexpr, BO: tl.constexpr,
     NP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr,
-    SPLIT: tl.constexpr, SUMS: tl.constexpr, BT: tl.constexpr,
+    SPLIT: tl.constexpr, SUMS: tl.constexpr, BT: tl.constexpr, EARLY: tl.constexpr,
 ) -> None:  # fmt: skip
     """hidden [n, F] -> partial float32 [SPLIT, n, H], times the routing weight; where SUMS also y [T, H].
 
     SPLIT programs share the length F of a block. Where SUMS, who is the last of a block of columns to arrive adds up the
     parts of all: the order of the sum is that of the choices, whoever it is. `arrived` int32 [blocks] is left at 0.
     """
+    _in_turn(EARLY)
     BLOCKS: tl.constexpr = (H + BN - 1) // BN
     SHARE: tl.constexpr = ((F + BK - 1) // BK + SPLIT - 1) // SPLIT * BK
     if NP:
@@ -300,9 +312,10 @@ def down(
 @triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=["ids", "y"])
 def combine(
     partial: tl.tensor, ids: tl.tensor, y: tl.tensor, n: tl.tensor, S: tl.tensor,
-    K: tl.constexpr, H: tl.constexpr, SPLIT: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr,
+    K: tl.constexpr, H: tl.constexpr, SPLIT: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, EARLY: tl.constexpr,
 ) -> None:  # fmt: skip
     """partial [SPLIT, n, H] -> y [T, H]: the sum over choices as a kernel of its own, for many tokens."""
+    _in_turn(EARLY)
     t = tl.program_id(0) * BT + tl.arange(0, BT)
     h = tl.program_id(1) * BN + tl.arange(0, BN)
     _sum_choices(partial, ids, y, t, h, n, S, K, H, SPLIT, BT, BN)

@@ -39,6 +39,7 @@ class Cut:
         down: the second.
         split: programs that share the length of one sum of the second.
         group: tiles whose blocks of columns run next to each other.
+        early: a kernel is launched while the one before it ends, and waits on the device (compute capability 9.0).
     """
 
     rows: int
@@ -46,6 +47,7 @@ class Cut:
     down: Tiles
     split: int = 1
     group: int = 1
+    early: bool = False
 
 
 @dataclass(frozen=True)
