@@ -143,7 +143,7 @@ def rule(problem: Problem) -> Cut:
     while (
         split < 4
         and problem.active * -(-problem.hidden // down) * split < 2 * problem.processors
-        and problem.inner // split >= 512
+        and problem.inner // split >= 256
     ):
         split *= 2
     return Cut(
