@@ -10,7 +10,9 @@ from janus.experts.layout import ExpertLayout
 from janus.experts.slots import ExpertSlots
 
 SILU = Activation("silu")
-GPT_OSS = Activation("silu", interleaved=True, alpha=1.702, clamp="before", limit=0.7, shift=1.0)  # a limit numbers meet
+GPT_OSS = Activation(
+    "silu", interleaved=True, alpha=1.702, clamp="before", limit=0.7, shift=1.0
+)  # a limit numbers meet
 LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # rounding of the inputs of each product
 
 

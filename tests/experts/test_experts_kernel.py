@@ -14,8 +14,8 @@ from janus.experts.activation import KINDS, Activation
 from janus.experts.tuning import Cut, Tiles
 
 pytest.importorskip("triton")
-from janus.experts import device, kernel, launches, workspace  # noqa: E402  (needs triton)
-from janus.experts.device import TritonEngine  # noqa: E402
+from janus.experts import device, kernel, launches, workspace
+from janus.experts.device import TritonEngine
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = Cut(16, Tiles(32, 32, 4, 2), Tiles(32, 32, 4, 2))
@@ -43,7 +43,9 @@ def test_any_sizes(T, K, S, H, F, dtype, seed):
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("act", [SILU, GPT_OSS, Activation("relu2", gated=False)], ids=["gated", "interleaved", "no gate"])
+@pytest.mark.parametrize(
+    "act", [SILU, GPT_OSS, Activation("relu2", gated=False)], ids=["gated", "interleaved", "no gate"]
+)
 @pytest.mark.parametrize("bias", [False, True])
 def test_every_layout(act, bias, transposed):
     made = entries.layout(40, 24, act, bias=bias, transposed=transposed)
@@ -87,7 +89,9 @@ def test_quantised_interleaved_weights():
     assert worst(entries.layout(136, 72, GPT_OSS, bias=True, transposed=True), 3, 2, 2, quantize="fp8") <= 1e-5
 
 
-@pytest.mark.parametrize("change", [{"split": 2}, {"split": 4}, {"group": 3}, {"rows": 32}, {"split": 2, "group": 8}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"split": 2}, {"split": 4}, {"group": 3}, {"rows": 32}, {"split": 2, "group": 8}], ids=str
+)
 @pytest.mark.parametrize("T", [6, 40, 70])
 def test_results_do_not_depend_on_how_the_work_is_cut(change, T):
     """6 tokens: tiles found by all; 40: sorted; 70: the sum in a launch of its own. 1 of 3 slots has more than 16 rows."""

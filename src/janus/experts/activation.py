@@ -100,7 +100,9 @@ def _probes(width: int, gated: bool) -> torch.Tensor:
     points = torch.cat([far, -far, near])
     generator = torch.Generator().manual_seed(0)
     columns = [points[torch.randperm(PROBES, generator=generator)] for _ in range(1 + gated)]
-    return torch.cat([column.repeat(-(-rows * width // PROBES))[: rows * width].view(rows, width) for column in columns], 1)
+    return torch.cat(
+        [column.repeat(-(-rows * width // PROBES))[: rows * width].view(rows, width) for column in columns], 1
+    )
 
 
 def _candidates(layout: ExpertLayout) -> Iterator[Activation]:

@@ -12,7 +12,10 @@ from janus.errors import JanusError, known
 if TYPE_CHECKING:
     from janus.experts.slots import ExpertSlots
 
-MODULES = {"eager": "janus.experts.eager", "triton": "janus.experts.device"}  # name -> module that has why_not(slots) and make(slots)
+MODULES = {
+    "eager": "janus.experts.eager",
+    "triton": "janus.experts.device",
+}  # name -> module that has why_not(slots) and make(slots)
 COMPUTES = tuple(MODULES)
 PREFERRED = {"cpu": "numba", "cuda": "triton"}  # by device; where it cannot run, eager does
 

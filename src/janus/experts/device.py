@@ -106,6 +106,22 @@ class TritonEngine:
             made = self.launches(min(tokens, self._most_tokens(top_k)), top_k)
             self._workspace.take(*needs(made, self.slots.dtype))
 
+    def compile(self, T: int, K: int) -> None:
+        """Compile what a batch of T tokens with K int64 choices and float32 weights launches, without running it."""
+        made, kernel, x, count = self.launches(T, K), _kernel(), self.slots.dtype, torch.int32
+        stored, scale = self.slots.get_parameter("down_proj").dtype, torch.float32 if self._weights.share else x
+        tiles = (torch.int64, count, count, T * K, self.slots.num_slots, made.cap)
+        arguments: dict[str, tuple[Any, ...]] = {
+            "up": (x, stored, scale, x, x, *tiles),
+            "down": (x, stored, scale, x, torch.float32, torch.float32, x, count, *tiles),
+        }
+        if made.sorts:
+            arguments["sort"] = tiles
+        if made.combines:
+            arguments["combine"] = (torch.float32, torch.int64, x, T * K, self.slots.num_slots)
+        for name, given in arguments.items():
+            getattr(kernel, name).warmup(*given, grid=made.grids[name], **made.fixed[name])
+
     def __call__(self, x_TH: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         """As `ExpertSlots.forward`."""
         T, K = slots_TK.shape
