@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests" / "experts"), str(ROOT / "benchmarks")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "experts"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
 from shapes import MODELS, Model
@@ -20,7 +21,7 @@ from janus.experts.activation import Activation
 from janus.experts.layout import ExpertLayout
 from janus.experts.slots import ExpertSlots
 
-H200 = ROOT / "benchmarks" / "results" / "h200_fused_moe.csv"
+H200 = Path(__file__).resolve().parent / "results" / "h200_fused_moe.csv"
 ROTATED = 512 << 20  # bytes of layers that a graph walks through: several times any second-level cache
 SILU = Activation("silu")
 GPT_OSS = Activation("silu", interleaved=True, alpha=1.702, clamp="before", limit=7.0, shift=1.0)

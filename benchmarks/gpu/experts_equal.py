@@ -84,11 +84,11 @@ def main() -> None:
         todo = [todo[1], todo[-1]]
     figures: list[dict[str, Any]] = []
     # kernels of so many kinds are compiled side by side; in the interpreter there is nothing to compile
-    with ProcessPoolExecutor(1 if sample else PROCESSES, multiprocessing.get_context("spawn")) as pool:
-        with progress("equal", len(todo)) as step:
-            for found in pool.map(compared, todo):
-                figures.append(found)
-                step(found["name"])
+    pool = ProcessPoolExecutor(1 if sample else PROCESSES, multiprocessing.get_context("spawn"))
+    with pool, progress("equal", len(todo)) as step:
+        for found in pool.map(compared, todo):
+            figures.append(found)
+            step(found["name"])
     report([*figures, *repeated(sample)])
 
 

@@ -22,20 +22,19 @@ SMALL = Cut(16, Tiles(32, 32, 4, 2), Tiles(32, 32, 4, 2))
 
 
 def worst(made, T, K, S, dtype=torch.float32, *, cut=None, quantize=None, absent=0.2, seed=0):
-    """Relative error of a batch through an engine, and the bits are the same twice."""
+    """Relative error of a batch through an engine."""
     out = entries.slots(made, S, dtype, quantize=quantize, device=DEVICE)
     x, ids, weights = entries.batch(T, K, S, made.hidden_size, dtype, absent=absent, seed=seed, device=DEVICE)
     engine = TritonEngine(out, cut)
     got = engine(x, ids, weights)
     assert (got.dtype, got.shape, got.device) == (x.dtype, x.shape, x.device)
-    assert torch.equal(got, engine(x, ids, weights))
     assert not engine._workspace.arrived.any()
     return entries.error(got, entries.plain(out, x, ids, weights))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
-    st.integers(0, 20), st.integers(1, 5), st.integers(1, 9), st.integers(1, 50), st.integers(1, 40),
+    st.integers(0, 12), st.integers(1, 5), st.integers(1, 9), st.integers(1, 50), st.integers(1, 40),
     st.sampled_from(list(LIMITS)), st.integers(0, 99),
 )  # fmt: skip
 def test_any_sizes(T, K, S, H, F, dtype, seed):
@@ -49,8 +48,7 @@ def test_any_sizes(T, K, S, H, F, dtype, seed):
 @pytest.mark.parametrize("bias", [False, True])
 def test_every_layout(act, bias, transposed):
     made = entries.layout(40, 24, act, bias=bias, transposed=transposed)
-    assert worst(made, 5, 3, 4) <= 1e-5
-    assert worst(made, 5, 3, 4, torch.bfloat16) <= 2e-2
+    assert worst(made, 3, 2, 3) <= 1e-5
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -81,24 +79,31 @@ def test_an_activation_nobody_knows_is_run_by_the_module():
 @pytest.mark.parametrize("dtype", list(LIMITS))
 def test_quantised_weights_are_what_they_stand_for(form, transposed, dtype):
     """Sizes of one block and a part of the next: every kind of scale is used."""
-    made = entries.layout(200, 136, transposed=transposed)
-    assert worst(made, 3, 2, 3, dtype, quantize=form) <= LIMITS[dtype]
+    made = entries.layout(136, 130, transposed=transposed)
+    assert worst(made, 2, 2, 2, dtype, quantize=form) <= LIMITS[dtype]
 
 
 def test_quantised_interleaved_weights():
     assert worst(entries.layout(136, 72, GPT_OSS, bias=True, transposed=True), 3, 2, 2, quantize="fp8") <= 1e-5
 
 
-@pytest.mark.parametrize(
-    "change", [{"split": 2}, {"split": 4}, {"group": 3}, {"rows": 32}, {"split": 2, "group": 8}], ids=str
-)
+CUTS = [(6, {"split": 2}), (40, {"split": 4}), (70, {"split": 2, "group": 8}), (40, {"group": 3}), (70, {"rows": 32})]
+
+
+@pytest.mark.parametrize(("T", "change"), CUTS, ids=str)
+def test_results_do_not_depend_on_how_the_work_is_cut(T, change):
+    """6 tokens: tiles found by all; 40: sorted; 70: the sum in a launch of its own. A slot has more than 16 entries."""
+    assert worst(entries.layout(40, 70), T, 2, 3, cut=dataclasses.replace(SMALL, **change), absent=0.1) <= 1e-5
+
+
 @pytest.mark.parametrize("T", [6, 40, 70])
-def test_results_do_not_depend_on_how_the_work_is_cut(change, T):
-    """6 tokens: tiles found by all; 40: sorted; 70: the sum in a launch of its own. 1 of 3 slots has more than 16 rows."""
-    assert worst(entries.layout(48, 130), T, 2, 3, cut=dataclasses.replace(SMALL, **change), absent=0.1) <= 1e-5
+def test_the_same_batch_gives_the_same_bits(T):
+    out = entries.slots(entries.layout(32, 16), 3, device=DEVICE)
+    given = entries.batch(T, 2, 3, 32, device=DEVICE)
+    assert torch.equal(out(*given), out(*given))
 
 
-@pytest.mark.parametrize("T", [20, 40, 70])
+@pytest.mark.parametrize("T", [20, 70])
 def test_all_entries_of_one_slot(T):
     """Far more entries than the grid is made for: the same slot for every choice of every token."""
     out = entries.slots(entries.layout(32, 16), 5, device=DEVICE)
@@ -108,9 +113,8 @@ def test_all_entries_of_one_slot(T):
     assert entries.error(got, entries.plain(out, x, ids, weights)) <= 1e-5
 
 
-@pytest.mark.parametrize("programs", [1, 3])
-@pytest.mark.parametrize("T", [6, 40, 70])
-def test_a_grid_of_any_size_does_all_the_work(programs, T, monkeypatch):
+@pytest.mark.parametrize(("T", "programs"), [(6, 1), (40, 3), (70, 1)])
+def test_a_grid_of_any_size_does_all_the_work(T, programs, monkeypatch):
     out = entries.slots(entries.layout(70, 40), 4, device=DEVICE)
     x, ids, weights = entries.batch(T, 2, 4, 70, device=DEVICE)
     want = TritonEngine(out, SMALL)(x, ids, weights)
@@ -187,7 +191,7 @@ def test_sixteen_choices_and_no_more():
         out(*entries.batch(3, 17, 20, 32, device=DEVICE))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 40), st.integers(0, 99))
 def test_entries_are_sorted_by_slot_and_cut_into_tiles(n, S, seed):
     g = torch.Generator().manual_seed(seed)
@@ -245,3 +249,29 @@ def test_what_the_kernels_cannot_run_is_refused_with_the_reason(monkeypatch):
         _ = entries.ExpertSlots(made, [0], dtype=torch.float32, compute="triton").compute
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
     refused("triton is not installed")
+
+
+@pytest.mark.parametrize("T", [2, 70])
+def test_what_is_compiled_ahead_has_the_arguments_of_a_launch(T, monkeypatch):
+    """The interpreter compiles nothing: positions and names are those that the kernels have, types those of a call."""
+    seen = {}
+
+    class Recorded:
+        def __getattr__(self, name):
+            def warmup(*given, grid, **fixed):
+                names = list(getattr(kernel, name).arg_names)
+                options = {"num_warps", "num_stages", "launch_pdl"}
+                assert [*names[: len(given)], *sorted(set(fixed) - options)] == [
+                    *names[: len(given)], *sorted(names[len(given) :])
+                ]  # fmt: skip
+                seen[name] = dict(zip(names, given, strict=False))
+
+            return type("Kernel", (), {"warmup": staticmethod(warmup)})
+
+    engine = TritonEngine(entries.slots(entries.layout(32, 16), 4, torch.bfloat16, quantize="int8", device=DEVICE))
+    monkeypatch.setattr(device, "_kernel", Recorded)
+    engine.compile(T, 2)
+    assert set(seen) == ({"up", "down"} if T == 2 else {"sort", "up", "down", "combine"})
+    assert (seen["up"]["w"], seen["up"]["scale"], seen["up"]["x"]) == (torch.int8, torch.float32, torch.bfloat16)
+    assert (seen["down"]["weights"], seen["down"]["ids"]) == (torch.float32, torch.int64)
+    assert seen["up"]["n"] == 2 * T
