@@ -12,7 +12,7 @@ Weights lie [S, out, in], or [S, in, out] where TRANSPOSED; quantised ones carry
 # Inside @triton.jit this is Triton's language, whose types and calls are not those of Python:
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
 # pyright: reportCallIssue=false, reportIndexIssue=false, reportReturnType=false, reportAssignmentType=false
-# pyright: reportGeneralTypeIssues=false
+# pyright: reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false
 
 from __future__ import annotations
 

@@ -120,7 +120,8 @@ def table(path: Path) -> dict[str, Cut]:
 
 def cut_from(entry: dict[str, Any]) -> Cut:
     """A cut as the table holds it."""
-    return Cut(**entry | {"up": Tiles(**entry["up"]), "down": Tiles(**entry["down"])})
+    fields: dict[str, Any] = entry | {side: Tiles(**entry[side]) for side in ("up", "down")}
+    return Cut(**fields)
 
 
 def cut_to(cut: Cut) -> dict[str, Any]:
