@@ -30,12 +30,16 @@ FOLDER = Path(__file__).resolve().parent
 TOTAL_S = 470  # of all parts together
 DEADLINES_S = {  # in the order they run; what is compiled once serves the parts after it
     "sched_compile": 120,
-    "tests": 150,
-    "comm_local": 90,
-    "sched_ids": 150,
-    "sched_speed": 120,
-    "sched_cut": 90,
-    "sched_sanitizer": 150,
+    "experts_compile": 90,
+    "tests": 120,
+    "experts_equal": 60,
+    "experts_speed": 110,
+    "experts_tune": 50,
+    "comm_local": 60,
+    "sched_ids": 90,
+    "sched_speed": 90,
+    "sched_cut": 60,
+    "sched_sanitizer": 90,
 }
 
 

@@ -102,7 +102,7 @@ def check_traffic(layer: JanusMoELayer, placement: Placement, case: dict, turn: 
     whole = [torch.cat(batches)] if scope == "batch" else batches
     judged = [balance(ids, placement, method=case.get("method", "exact")) for ids in whole]
     mine = judged[0 if scope == "batch" else me]
-    assert layer.last is None or layer.last.load.tolist() == mine.load.tolist()
+    assert layer.parallel.last is None or layer.parallel.last.load.tolist() == mine.load.tolist()
     physical = torch.cat([a.physical_ids for a in judged]).tolist()
     owners = [r for r, ids in enumerate(batches) for _ in ids]
     pairs = {
@@ -141,7 +141,7 @@ def parallel_sizes() -> list[int]:
         close(layer(x, ids, weights), JanusMoELayer(whole)(x, ids, weights))
         if turn == 3:
             layer.idle()
-            assert layer.last is None
+            assert layer.parallel.last is None
     return sizes
 
 

@@ -100,7 +100,7 @@ def test_the_seam_is_found_in_the_source():
 def test_the_norm_behind_each_expert_goes_where_the_slots_go():
     model = families.build("muse_spark")
     layer = JanusMoELayer(find_experts(model)[0].experts, Placement([[0, 1, 2, 3, 4, 5], [4, 5, 6, 7, 0, 1]], 8))
-    assert "slots.post_expert_norm.weight" in layer.state_dict()
+    assert "post_expert_norm.weight" in layer.state_dict()
     assert layer.slots.layout.norm is layer.slots.post_expert_norm
     assert layer.compute == "eager"
     with pytest.raises(JanusError, match="stands behind each expert"):

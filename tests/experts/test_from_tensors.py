@@ -88,7 +88,7 @@ def test_any_callable_activates():
 
 def test_an_activation_with_weights_moves_with_the_layer():
     layer = JanusMoELayer.from_tensors(**_tensors(), activation=nn.PReLU())
-    assert "slots.act_fn.weight" in layer.state_dict()
+    assert "act_fn.weight" in layer.state_dict()
     assert {p.dtype for p in layer.to(torch.bfloat16).parameters()} == {torch.bfloat16}
 
 

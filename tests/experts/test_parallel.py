@@ -81,8 +81,8 @@ def test_a_rank_that_makes_no_layer_is_named_in_time(parallel_nursery):
     assert values == [["lost rendezvous", "1"], ["sched.method", values[1][1]], ["lost rendezvous", "1"]]
 
 
-JOINT = {"top_k": "top_k", "dtype": "dtype", "weights": "weights_dtype", "order": "layer"}
-ALONE = {"shape": "layer.shape", "no tensor": "layer.shape", "ids": "layer.dtype", "kind": "layer.dtype"}
+JOINT = {"top_k": "top_k", "weights": "weights_dtype", "order": "layer"}
+ALONE = {"shape": "layer.shape", "no tensor": "layer.shape", "ids": "layer.dtype", "kind": "layer.dtype", "dtype": "layer.dtype"}
 
 
 @pytest.mark.parametrize("scope", ["batch", "rank"])

@@ -16,6 +16,7 @@ MODULES = {  # name -> module that has why_not(slots) and make(slots)
     "eager": "janus.experts.eager",
     "numba": "janus.experts.numba_backend",
     "mixed": "janus.experts.mixed",
+    "triton": "janus.experts.device",
 }
 COMPUTES = tuple(MODULES)
 PREFERRED = {"cpu": "mixed", "cuda": "triton"}  # by device; where it cannot run, eager does
