@@ -69,16 +69,21 @@ def lines(found: dict[str, Any]) -> list[tuple[str, ...]]:
         str(found["B"]),
         f"{found['active']:.1f}",
         f"{found['tokens_per_expert']:.1f}{mark}",
-        f"{found['bound_ms']:.3g}",
+        short(found["bound_ms"]),
     )
     out = []
     for name, (low, middle, high) in sorted(found["ms"].items(), key=lambda pair: pair[1][1]):
         star = " *" if name == found["janus"] else ""
         share = f"{found['bound_over_time'][name]:.2f}"
-        times = (f"{low:.3g}", f"{middle:.3g}", f"{high:.3g}")
+        times = map(short, (low, middle, high))
         out.append((*shared, name + star, *times, share, str(found["samples"][name])))
         shared = ("",) * len(shared)
     return out
+
+
+def short(ms: float) -> str:
+    """Three digits, never an exponent."""
+    return f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}"
 
 
 def show(title: str, cells: list[tuple[str, ...]]) -> None:
@@ -95,7 +100,7 @@ def show(title: str, cells: list[tuple[str, ...]]) -> None:
         table.add_column(head, justify="left" if head == "way" else "right")
     for line in cells:
         table.add_row(*line)
-    Console(width=120).print(table)
+    Console(width=120).print(table, soft_wrap=True)
 
 
 def plain(cells: list[tuple[str, ...]]) -> str:
@@ -109,8 +114,9 @@ def title(rows: Rows) -> str:
     """What the rows of one block share, and what was left out."""
     first = rows[0]
     left_out = sorted({f"{name}: {why}" for r in rows for name, why in r["left_out"].items() if "free" in why})
-    head = f"{first['model']}, {first['storage']}, {first['held']}, {first['layers']} layers; {first['routing']}"
-    return "\n".join([f"{head}; * is compute='auto'; c: beyond the ridge of {first['ridge']:g} tokens", *left_out])
+    held = f"{first['model']}, {first['storage']}, {first['held']}; layers in turn: {first['layers']}"
+    marks = f"* is compute='auto'; c: limited by compute, beyond the ridge of {first['ridge']:g} tokens per expert"
+    return "\n".join([held, first["routing"], marks, *left_out])
 
 
 def measured(cases: list[Case], options: argparse.Namespace) -> Rows:

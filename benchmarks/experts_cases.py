@@ -6,6 +6,7 @@ them, one row per (token, expert) entry, which keeps the tokens per expert what 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import os
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from recordings import routing
+from recordings import Routing, routing
 from shapes import MODELS, Model
 from torch import nn
 
@@ -122,8 +123,13 @@ class Case:
         E, K = self.model.experts, self.model.top_k
         if uniform:
             return "uniform", lambda: np.argsort(rng.random((B, E)), axis=1)[:, :K].astype(np.int64)
-        source = routing(self.model)
+        source = _routing(self.model)
         return source.label, lambda: source.batches(B, 1, seed=int(rng.integers(2**31)))[0]
+
+
+@functools.cache
+def _routing(model: Model) -> Routing:
+    return routing(model)  # drawing a synthetic one takes a second
 
 
 class Rotation:
@@ -282,20 +288,28 @@ def _refusal(call: Call, module: nn.Module) -> str:
 
 
 def ours(modules: list[nn.Module], storage: str, asked: tuple[str, ...] = COMPUTES) -> tuple[list[Way], dict[str, str]]:
-    """Every way of `JanusMoELayer` that runs here, the one that "auto" takes first, and why the others do not."""
-    options: dict[str, Any] = {"quantize": storage} if storage in QUANTIZED else {}
-    if options and "quantize" not in inspect.signature(JanusMoELayer).parameters:
-        return [], {f"janus {storage}": "this version stores no quantised experts"}
-    best = JanusMoELayer(modules[0], **options).compute
+    """Every way of `JanusMoELayer` that runs here, the one that "auto" takes first, and why the others do not.
+
+    Of a quantised storage that one alone.
+    """
+    if storage in QUANTIZED:
+        return _stored(modules, storage)
+    best = JanusMoELayer(modules[0]).compute
     found, refused = [], {}
     for name in sorted(asked, key=lambda name: name != best):
         try:
-            layers = [JanusMoELayer(m, compute=name, **options) for m in modules]
+            found.append(Way(f"janus {name}", [JanusMoELayer(m, compute=name) for m in modules]))
         except JanusError as error:
             refused[f"janus {name}"] = str(error)
-            continue
-        found.append(Way(f"janus {name}", list(layers)))
     return found, refused
+
+
+def _stored(modules: list[nn.Module], storage: str) -> tuple[list[Way], dict[str, str]]:
+    # One way only: each holds a copy of all experts, in 8 bits.
+    if "quantize" not in inspect.signature(JanusMoELayer).parameters:
+        return [], {f"janus {storage}": "this version stores no quantised experts"}
+    layers = [JanusMoELayer(m, quantize=storage) for m in modules]
+    return [Way(f"janus {layers[0].compute}", list(layers))], {}
 
 
 def inputs(case: Case, ids: Ids, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

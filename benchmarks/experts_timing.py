@@ -12,14 +12,13 @@ import numba
 import numpy as np
 import torch
 from experts_cases import Case, Ids, Rotation, Way, available_bytes, inputs
-from figures import spread
 
 READ_BYTES = 2 << 30  # of the array that is read to learn the bandwidth
 CHUNKS = 8  # of it; one is read per round, so that a round of a small case is not all reading
 FEW = 3  # samples of a way that is clearly not the best, or too slow
 CLEARLY = 4.0  # times the best
 MEMORY_LEFT = 0.7  # share of the available memory that a way may take for copies
-AGREE = 0.05  # largest relative difference between two ways that computes the same; half types, and 8-bit weights apart
+AGREE = {"float32": 1e-4, "int8": 0.1, "fp8": 0.2}  # of the largest value, between two ways; half types 0.05
 
 
 @numba.njit(parallel=True, error_model="numpy")  # type: ignore[misc]
@@ -56,7 +55,7 @@ class Readers:
             self.gb_s[name].append(chunk.nbytes / (time.perf_counter_ns() - start))
 
     def restart(self) -> None:
-        """Forget what was seen: bandwidth belongs to the minutes in which it was measured."""
+        """Forget what was seen: a bandwidth is compared with times of the same rounds only."""
         self.gb_s = {name: [] for name in self.gb_s}
 
     def best(self) -> tuple[str, float]:
@@ -147,7 +146,8 @@ def measure(
 
     A way that is clearly not the best keeps to a few samples, and nothing begins after `seconds`.
     """
-    seen, readers.gb_s = Seen(), {name: [] for name in readers.gb_s}
+    seen = Seen()
+    readers.restart()
     largest = max(ids.size for ids in batches)
     taking_part = [way for way in ways if not _too_large(way, case, largest, seen)]
     began, rng = time.monotonic(), np.random.default_rng(seed)
@@ -191,7 +191,7 @@ def warm(case: Case, ways: Sequence[Way], ids: Ids, rotation: Rotation) -> None:
     first = found[next(names)]
     for name in names:
         off = float((found[name] - first).abs().max() / first.abs().max())
-        if not off <= (AGREE if case.storage == "float32" else 2 * AGREE):
+        if not off <= AGREE.get(case.storage, 0.05):
             raise RuntimeError(f"{name} differs from {next(iter(found))} by {off:.2g} of the largest value")
 
 
@@ -233,16 +233,21 @@ def row(
         "model": case.model.name, "storage": case.storage, "B": B, "held": case.label, "routing": label, "layers": layers,
         "entries": round(entries, 1), "active": round(active, 2), "tokens_per_expert": round(each, 2),
         "ridge": round(edge, 1), "memory_bound": each < edge, "expert_bytes": case.expert_bytes,
-        "read_gb_s": {name: spread(values) for name, values in readers.gb_s.items()}, "read_by": by,
+        "read_gb_s": {name: percentiles(values) for name, values in readers.gb_s.items()}, "read_by": by,
         "peak_gflop_s": round(flops / 1e9, 1), "bound_ms": round(bound_ms(active, case.expert_bytes, gb_s), 4),
         "compute_ms": round(entries * 2 * case.params / flops * 1e3, 4),
         "janus": janus, "ms": {}, "samples": {}, "bound_over_time": {}, "left_out": refused | seen.left_out,
     }  # fmt: skip
     for name, ms in seen.ms.items():
-        found["ms"][name] = [round(float(q), 4) for q in np.percentile(ms, [10, 50, 90])]
+        found["ms"][name] = percentiles(ms)
         found["samples"][name] = len(ms)
         found["bound_over_time"][name] = round(seen.share(name, case.expert_bytes, gb_s), 3)
     return found | against_rivals(seen, janus)
+
+
+def percentiles(values: Sequence[float]) -> list[float]:
+    """10th, 50th and 90th."""
+    return [round(float(q), 4) for q in np.percentile(values, [10, 50, 90])]
 
 
 def against_rivals(seen: Seen, janus: str | None) -> dict[str, Any]:
@@ -260,5 +265,3 @@ def threads() -> int:
     torch.set_num_threads(cores)
     numba.set_num_threads(min(cores, numba.config.NUMBA_NUM_THREADS))  # pyright: ignore[reportAttributeAccessIssue]
     return cores
-
-
