@@ -55,7 +55,7 @@ class Found:
     placements: int = 0
     alone: int = 0
     rows: int = 0
-    why_not: str = ""
+    refused: dict[str, str] = field(default_factory=dict)
 
 
 def made(model: Model, dtype: torch.dtype, seed: int) -> nn.Module:
@@ -124,13 +124,14 @@ def promises(layer: JanusMoELayer, name: str) -> bool:
 
 def judged(name: str, found: Found) -> list[dict[str, Any]]:
     """The figures of one way."""
-    if found.why_not:
-        return [figure(f"{name}: runs here", "no", "a reason where it does not", True, "", found.why_not)]
+    if not found.calls:
+        return [figure(f"{name}: runs here", "no", "a reason where not", True, "", next(iter(found.refused.values())))]
     figures = [
         figure(f"{name}: largest error, {str(dtype)[6:]}", round(error, 9), f"<= {BARS[dtype]:g}", error <= BARS[dtype], "of max |y|", where)
         for dtype, (error, where) in found.worst.items()
     ]  # fmt: skip
-    figures.append(none(f"{name}: calls that differ when repeated", found.again, found.calls))
+    refused = "; ".join(f"{where} not run: {why}" for where, why in found.refused.items())
+    figures.append(none(f"{name}: calls that differ when repeated", found.again, found.calls, refused))
     if found.placements:
         figures.append(none(f"{name}: batches that differ under another placement", found.placed, found.placements))
     if found.rows:
@@ -138,9 +139,9 @@ def judged(name: str, found: Found) -> list[dict[str, Any]]:
     return figures
 
 
-def none(name: str, differ: int, of: int) -> dict[str, Any]:
+def none(name: str, differ: int, of: int, note: str = "") -> dict[str, Any]:
     """A figure that has to be 0."""
-    return figure(name, differ, "0", differ == 0, f"of {of}")
+    return figure(name, differ, "0", differ == 0, f"of {of}", note)
 
 
 def main() -> None:
@@ -160,7 +161,7 @@ def main() -> None:
                     except JanusError as error:
                         if error.code != "experts.compute":
                             raise
-                        seen.why_not = error.message
+                        seen.refused[f"{family} {dtype}"] = error.message
                 step(f"{family}, E={E}, H={H}, {dtype}")
     report([each for name, seen in found.items() for each in judged(name, seen)])
 
