@@ -59,7 +59,7 @@ class Case:
     Attributes:
         model: sizes of the whole layer.
         storage: a key of `COMPUTE`.
-        experts: slots held here; the first `experts` of a random order.
+        experts: slots held here.
 
     Example:
         >>> case = Case.of("mixtral-8x7b", "float32")
@@ -106,14 +106,14 @@ class Case:
         """Where the routing comes from, and ids [n, k] over the experts held.
 
         Of a layer that is cut, n is the number of entries that come here and k = 1; batches without any are left out.
+        Every batch takes other experts for those held, so that no popular one decides.
         """
         rng = np.random.default_rng(seed)
         label, draw = self._source(B, uniform, rng)
         found: list[Ids] = []
-        here = np.full(self.model.experts, -1)
-        here[rng.permutation(self.model.experts)[: self.experts]] = np.arange(self.experts)
         while len(found) < how_many:
-            ids = draw()
+            ids, here = draw(), np.full(self.model.experts, -1)
+            here[rng.permutation(self.model.experts)[: self.experts]] = np.arange(self.experts)
             kept = ids if self.whole else here[ids][here[ids] >= 0][:, None]
             if kept.size:
                 found.append(kept)

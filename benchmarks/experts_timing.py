@@ -11,7 +11,7 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from experts_cases import Case, Ids, Rotation, Way, available_bytes, inputs
+from experts_cases import Call, Case, Ids, Rotation, Way, available_bytes, inputs
 
 READ_BYTES = 2 << 30  # of the array that is read to learn the bandwidth
 CHUNKS = 8  # of it; one is read per round, so that a round of a small case is not all reading
@@ -161,16 +161,16 @@ def measure(
         readers.read()
         for i in rng.permutation(len(taking_part)):
             if still(taking_part[i].name, seen, r, seconds):
-                took = timed(taking_part[i], x, ids, weights, rotation)
+                layer, dealt = rotation.deal(ids)
+                took = timed(taking_part[i].calls[layer], x, dealt, weights)
                 seen.ms.setdefault(taking_part[i].name, []).append(took)
                 seen.rounds.setdefault(taking_part[i].name, []).append(r)
     return seen
 
 
-def timed(way: Way, x: torch.Tensor, ids: Ids, weights: torch.Tensor, rotation: Rotation) -> float:
-    """Milliseconds of one call on cold experts."""
-    layer, dealt = rotation.deal(ids)
-    call, given = way.calls[layer], torch.from_numpy(dealt)
+def timed(call: Call, x: torch.Tensor, ids: Ids, weights: torch.Tensor) -> float:
+    """Milliseconds of one call."""
+    given = torch.from_numpy(ids)
     with torch.inference_mode():
         start = time.perf_counter_ns()
         call(x, given, weights)
