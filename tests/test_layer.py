@@ -18,7 +18,7 @@ def test_converted_model_gives_the_same_logits_bit_for_bit(family, placement):
     ids = torch.arange(3, 60).reshape(3, 19)
     with torch.inference_mode():
         want = model(ids).logits
-        assert convert(model, placement) is model
+        assert convert(model, placement, compute="eager") is model
         assert torch.equal(model(ids).logits, want)
     layers = [m for m in model.modules() if isinstance(m, JanusMoELayer)]
     assert len(layers) == 3 - (family not in ("mixtral", "olmoe"))
@@ -30,7 +30,7 @@ def test_the_balancing_method_moves_work_but_not_results(method):
     model = tiny.build("olmoe")
     model.set_experts_implementation("eager")
     experts = model.model.layers[0].mlp.experts
-    layer = JanusMoELayer.from_module(experts, REPLICATED, balance=method)
+    layer = JanusMoELayer.from_module(experts, REPLICATED, balance=method, compute="eager")
     x, ids = torch.randn(11, 64), torch.stack([torch.randperm(16)[:3] for _ in range(11)])
     weights = torch.rand(11, 3)
     out = layer(x, ids, weights)
@@ -85,7 +85,7 @@ def test_weights_are_shared_with_the_module_where_the_slots_hold_its_order():
     before = copied(x, ids, weights)
     with torch.no_grad():
         experts.down_proj.mul_(2)
-    assert torch.equal(shared(x, ids, weights), experts(x, ids, weights))
+    torch.testing.assert_close(shared(x, ids, weights), experts(x, ids, weights), rtol=1e-5, atol=1e-5)
     assert torch.equal(copied(x, ids, weights), before)
 
 
@@ -96,7 +96,7 @@ def test_a_layer_moves_as_a_whole_and_keeps_one_map_per_layer_with_empty_slots()
     maps = [[[*range(8), -1], [-1, *range(8, 16)]], [[15, -1, *range(7)], [*range(7, 15), 0]]]
     with torch.inference_mode():
         want = model(ids).logits
-        convert(model, Placement(maps, 16, layer_ids=[0, 2]))
+        convert(model, Placement(maps, 16, layer_ids=[0, 2]), compute="eager")
         assert torch.equal(model(ids).logits, want)
     slots = model.model.layers[0].mlp.experts.slots
     assert set(slots.state_dict()) == {"gate_up_proj", "down_proj"}

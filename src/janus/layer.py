@@ -31,11 +31,14 @@ class JanusMoELayer(nn.Module):
         cost: of one expert, for ``balance="cost"`` and no other method.
         layer: row of a per-layer placement.
         backend: backend of the balancer.
+        quantize: keep the matrices of the slots in 8 bits: ``"int8"`` (a scale per 128 inputs of an output) or ``"fp8"``
+            (e4m3, a scale per 128 x 128 block); default as the module has them. Never shared with the module.
         compute: how the chosen experts are run: ``"eager"`` (plain torch, bit-equal to transformers' eager forward, takes
             gradients), or ``"auto"``.
 
     Raises:
-        JanusError: ``experts.compute`` for a way that cannot run here, ``placement.experts`` if the placement is for another number of experts, ``model.experts`` or
+        JanusError: ``experts.compute`` for a way that cannot run here, ``experts.quantize`` for an unknown format or
+            weights that are not finite, ``placement.experts`` if the placement is for another number of experts, ``model.experts`` or
             ``model.mismatch`` if the module's layout is not one we reproduce, ``sched.method`` and ``sched.backend`` for
             unknown names, ``sched.cost``, ``layer.shape`` on a wrong call.
 
@@ -62,6 +65,7 @@ class JanusMoELayer(nn.Module):
         cost: RooflineCost | None = None,
         layer: int = 0,
         backend: str = "auto",
+        quantize: str | None = None,
         compute: str = "auto",
     ) -> None:
         super().__init__()
@@ -72,7 +76,7 @@ class JanusMoELayer(nn.Module):
         self.backend = choose(backend, balance, _device_type(experts), may_copy=True)
         self.last: Assignment | None = None
         slots = self.placement.phy2log[self.layer].tolist()
-        self.slots = ExpertSlots.from_module(experts, slots, compute=compute)
+        self.slots = ExpertSlots.from_module(experts, slots, quantize=quantize, compute=compute)
         self.slots.verify()
         self.compute = self.slots.compute
 
@@ -110,6 +114,7 @@ def convert(
     balance: str = "exact",
     cost: RooflineCost | None = None,
     backend: str = "auto",
+    quantize: str | None = None,
     compute: str = "auto",
 ) -> nn.Module:
     """Swap the routed experts of every MoE layer of a Hugging Face model for a `JanusMoELayer`, in place.
@@ -120,6 +125,7 @@ def convert(
         balance: method of `janus.sched.balance`.
         cost: of one expert, for ``balance="cost"`` and no other method.
         backend: backend of the balancer.
+        quantize: as in `JanusMoELayer`; one layer after the other, so that one layer is held twice at most.
         compute: as in `JanusMoELayer`.
 
     Returns:
@@ -143,11 +149,11 @@ def convert(
     check_layers(placement, [block.layer_id for block in blocks])
     for block in blocks:  # every refusal comes before the first swap
         check_placement(placement, block.num_experts, block.name)
-        probe = ExpertSlots.from_module(block.experts, [0], compute=compute)
+        probe = ExpertSlots.from_module(block.experts, [0], quantize=quantize, compute=compute)
         probe.verify()
         _ = probe.compute
     for i, block in enumerate(blocks):  # one at a time: at most one layer's weights are held twice
-        chosen = {"balance": balance, "cost": cost, "backend": backend, "compute": compute}
+        chosen = {"balance": balance, "cost": cost, "backend": backend, "quantize": quantize, "compute": compute}
         block.replace(block.experts_attr, JanusMoELayer(block.experts, placement, **chosen, layer=i))
     return model
 

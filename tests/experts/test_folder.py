@@ -45,10 +45,39 @@ def test_a_file_is_no_folder(folder):
         check_folder(folder / "config.json")
 
 
+FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "fmt": "e4m3", "activation_scheme": "dynamic"}
+
+
+def _config(quantization, nested):
+    quantized = {"quantization_config": quantization}
+    return json.dumps({"text_config": quantized} if nested else quantized)
+
+
 @pytest.mark.parametrize("nested", [False, True])
-def test_quantized_weights_are_refused_since_their_scales_would_be_lost(folder, nested):
-    quantized = {"quantization_config": {"quant_method": "fp8"}}
-    (folder / "config.json").write_text(json.dumps({"text_config": quantized} if nested else quantized))
-    with pytest.raises(JanusError, match="'fp8'") as caught:
+@pytest.mark.parametrize(
+    ("quantization", "words"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "'gptq' is not one this version reads; dequantize it"),
+        ({"quant_method": "mxfp4"}, "Mxfp4Config(dequantize=True), then give the model itself"),
+        ({"quant_method": "fp8"}, "weight_block_size [128, 128] alone, this one has None"),
+        (FP8 | {"weight_block_size": None}, "this one has None"),
+        (FP8 | {"weight_block_size": [64, 128]}, "this one has [64, 128]"),
+        (FP8 | {"fmt": "e5m2"}, "with fmt 'e4m3' alone, this one has 'e5m2'"),
+        (FP8 | {"expert_dtype": "fp4"}, "with expert_dtype 'fp8' alone, this one has 'fp4'"),
+        ("awq", "'awq'"),
+        ({"bits": 4}, "None is not one"),
+    ],
+)
+def test_weights_quantized_in_a_way_that_is_not_read_are_refused_with_a_remedy(folder, quantization, words, nested):
+    (folder / "config.json").write_text(_config(quantization, nested))
+    with pytest.raises(JanusError) as caught:
         check_folder(folder)
     assert caught.value.code == "checkpoint.quantized"
+    assert words in caught.value.message
+    assert "bfloat16" in caught.value.message
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_block_scaled_fp8_passes(folder, nested):
+    (folder / "config.json").write_text(_config(FP8, nested))
+    assert check_folder(folder)

@@ -33,7 +33,7 @@ def _batch(tokens: int, top_k: int, seed: int = 0):
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_bit_equal_to_the_eager_forward(family):
     experts = _experts(family)
-    slots = ExpertSlots.from_module(experts, range(16))
+    slots = ExpertSlots.from_module(experts, range(16), compute="eager")
     x, ids, weights = _batch(40, 3)
     assert torch.equal(slots(x, ids, weights), experts(x, ids, weights))
 
@@ -41,7 +41,7 @@ def test_bit_equal_to_the_eager_forward(family):
 @given(st.permutations(list(range(16))), st.integers(0, 9), st.integers(1, 4), st.integers(0, 3))
 @settings(max_examples=25, deadline=None)
 def test_bit_equal_whatever_slot_an_expert_sits_in(order, tokens, top_k, empty):
-    slots = ExpertSlots.from_module(EXPERTS, [*order, *[-1] * empty])
+    slots = ExpertSlots.from_module(EXPERTS, [*order, *[-1] * empty], compute="eager")
     x, ids, weights = _batch(tokens, top_k)
     slot_of = torch.tensor(order).argsort()
     assert torch.equal(slots(x, slot_of[ids], weights), EXPERTS(x, ids, weights))

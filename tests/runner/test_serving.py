@@ -8,6 +8,7 @@ import os
 
 import pytest
 import tiny
+import tiny_fp8
 import torch
 from safetensors.torch import load_file, save_file
 from serve_job import run_job
@@ -28,6 +29,10 @@ def folders(tmp_path_factory):
     out = {family: str(tiny.save(family, root / family)) for family in tiny.FAMILIES}
     out["wider"] = str(tiny.save("mixtral", root / "wider", hidden_size=96))
     out["other-router"] = str(_with_other_router(root / "other-router"))
+    _, plain = tiny_fp8.write(root / "fp8", tiny.build("deepseek_v3"))
+    out["fp8"], out["fp8, dequantised"] = str(root / "fp8"), str(tiny.save("deepseek_v3", root / "fp8, dequantised"))
+    plain = {name: t.float().contiguous() for name, t in plain.items()}
+    save_file(plain, root / "fp8, dequantised" / "model.safetensors")
     out["unsure"] = str(tiny.save("qwen3_moe", root / "unsure", output_router_logits=True))
     out["no-head"] = str(tiny.save("mixtral", root / "no-head"))
     tensors = load_file(root / "no-head" / "model.safetensors")
@@ -86,6 +91,8 @@ def wide(folders):
         "cost, attention gate": _case(folder=v3, options={"placement": REPLICAS, "gate": "attention", **COST}),
         "cost differs": _case(folder=v3, options=COST, ranks={"3": {"options": {**COST, "cost": [1.0, 2.0]}}}),
         "cost missing": _case(folder=v3, options={"balance": "cost"}),
+        "fp8": _case(folder=folders["fp8"], options={"dtype": "float32"}),
+        "fp8, dequantised": _case(folder=folders["fp8, dequantised"]),
         "chunks": _case(folder=v3, options={"max_tokens": 16}),
         "live": _case(family="olmoe"),
         "sampled": _case(folder=mixtral, generate=SAMPLED),
@@ -131,6 +138,11 @@ def test_tokens_are_those_of_the_undivided_model(wide, family, gate):
 )
 def test_no_option_changes_the_tokens(wide, case):
     assert wide[case]["completions"] == greedy("deepseek_v3")
+
+
+def test_a_folder_in_fp8_serves_as_its_dequantised_weights_do(wide):
+    assert wide["fp8"]["completions"] == wide["fp8, dequantised"]["completions"]
+    assert wide["fp8"]["completions"] != greedy("deepseek_v3")  # not the weights it was made of
 
 
 def test_a_live_model_serves_like_a_folder(wide):

@@ -12,9 +12,13 @@ from janus.errors import JanusError, known
 if TYPE_CHECKING:
     from janus.experts.slots import ExpertSlots
 
-MODULES = {"eager": "janus.experts.eager"}  # name -> module that has why_not(slots) and make(slots)
+MODULES = {  # name -> module that has why_not(slots) and make(slots)
+    "eager": "janus.experts.eager",
+    "numba": "janus.experts.numba_backend",
+    "mixed": "janus.experts.mixed",
+}
 COMPUTES = tuple(MODULES)
-PREFERRED = {"cpu": "numba", "cuda": "triton"}  # by device; where it cannot run, eager does
+PREFERRED = {"cpu": "mixed", "cuda": "triton"}  # by device; where it cannot run, eager does
 
 
 class Engine(Protocol):

@@ -6,7 +6,6 @@ up which parameter, so every family it can load is read here without a line of i
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,9 +16,14 @@ import torch
 from torch import nn
 
 from janus.errors import JanusError
-from janus.experts.folder import INDEX, SINGLE, check_folder
+from janus.experts.folder import check_folder
 from janus.experts.layout import Weights
 from janus.experts.seam import MoEBlock, find_blocks
+from janus.experts.storage import SCALE
+from janus.experts.stored_scales import check_joined
+from janus.experts.tensors import ALL, TensorFiles
+
+Read = Callable[[str, slice], torch.Tensor]
 
 
 class Checkpoint:
@@ -27,12 +31,13 @@ class Checkpoint:
 
     Args:
         folder: holds ``config.json`` and ``model.safetensors`` (or shards with their index).
-        dtype: of the weights in memory; default the one the config names, else float32.
+        dtype: of the weights in memory; default the one the config names, else float32. Weights stored in FP8 with a scale
+            per 128 x 128 block are dequantised to it, or handed out as they are by `stored_expert`.
 
     Raises:
-        JanusError: ``checkpoint.folder`` (no such folder), ``checkpoint.config``, ``checkpoint.quantized``,
-            ``checkpoint.pickle`` (weights only as pickles), ``checkpoint.missing`` (a file or tensor that should be
-            there), ``checkpoint.corrupt``.
+        JanusError: ``checkpoint.folder`` (no such folder), ``checkpoint.config``, ``checkpoint.quantized`` (in another
+            way), ``checkpoint.pickle`` (weights only as pickles), ``checkpoint.missing`` (a file or tensor that should
+            be there), ``checkpoint.corrupt``.
 
     Example:
         >>> from pathlib import Path
@@ -46,20 +51,18 @@ class Checkpoint:
     def __init__(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         self.folder = Path(folder)
         check_folder(self.folder)
-        self._files = _tensor_files(self.folder)
+        self._files = TensorFiles(self.folder)
+        self._joined = set[str]()  # parameters whose blocks were seen to survive the joining of their tensors
         self.config = _read_config(self.folder)
         self.dtype = dtype or _config_dtype(self.config)
         self.skeleton = self._build_skeleton()
         self._known: dict[str, torch.Tensor] = self.skeleton.state_dict()  # on the meta device: names, shapes, dtypes
         self.blocks = find_blocks(self.skeleton)
         self._sources, self._converters = self._map_names()
-        self._open = ExitStack()
-        self._handles: dict[Path, Any] = {}
 
     def close(self) -> None:
         """Unmap the files."""
-        self._open.close()
-        self._handles.clear()
+        self._files.close()
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -69,16 +72,46 @@ class Checkpoint:
 
     def expert(self, block: MoEBlock, e: int) -> Weights:
         """Weights of one expert, without the expert dimension; reads that expert's bytes only."""
+        self._check_expert(block, e)
+        return {name: self._expert_part(block, name, e) for name, _ in block.experts.named_parameters()}
+
+    def stored_expert(self, block: MoEBlock, e: int) -> Weights:
+        """Weights of one expert for slots in FP8: where the folder holds them so, its bytes and scales, bit for bit.
+
+        Scales are float32, named as the matrix with ``_scale`` behind it. Other weights are as `expert` gives them.
+
+        Raises:
+            JanusError: ``checkpoint.quantized`` if joining stored matrices (gate and up) tears their blocks apart.
+        """
+        self._check_expert(block, e)
+        weights, is_transposed = dict[str, torch.Tensor](), getattr(block.experts, "is_transposed", False)
+        for name, _ in block.experts.named_parameters():
+            target = _target(block, name)
+            keys = [key for part in self._sources.get(target, {}).values() for key in part]
+            if not keys or not all(key in self._files.scale_of for key in keys):
+                weights[name] = self._expert_part(block, name, e)
+                continue
+            scales, stored = (self._part(target, e, read)[0] for read in (self._files.scales, self._files.stored))
+            scales = scales.mT if is_transposed else scales
+            if target not in self._joined:
+                check_joined(target, stored, scales, self._part(target, e, self._files.read)[0], is_transposed)
+                self._joined.add(target)
+            weights |= {name: stored, name + SCALE: scales}
+        return weights
+
+    def _check_expert(self, block: MoEBlock, e: int) -> None:
         if not 0 <= e < block.num_experts:
             raise JanusError(
                 "checkpoint.missing", f"{self.folder}: {block.name} has experts 0..{block.num_experts - 1}, none is {e}"
             )
-        out = {}
-        for name, whole in block.experts.named_parameters():
-            target = f"{block.name}.{block.experts_attr}.{name}"
-            made = self._tensor(target, lambda key, many, e=e: self._one_expert(key, many, e))
-            out[name] = self._fitting(target, made, (1, *whole.shape[1:]))[0].to(self.dtype)
-        return out
+
+    def _expert_part(self, block: MoEBlock, name: str, e: int) -> torch.Tensor:
+        target, shape = _target(block, name), block.experts.get_parameter(name).shape
+        return self._fitting(target, self._part(target, e, self._files.read), (1, *shape[1:]))[0].to(self.dtype)
+
+    def _part(self, target: str, e: int, read: Read) -> torch.Tensor:
+        """[1, ..]: what one expert has of a parameter, made of what `read` gives."""
+        return self._tensor(target, lambda keys, many: _one_expert(keys, many, e, read))
 
     def router(self, block: MoEBlock) -> nn.Module:
         """The block's router with its weights, on the CPU."""
@@ -99,7 +132,7 @@ class Checkpoint:
 
     def tensor(self, target: str) -> torch.Tensor:
         """A whole parameter or buffer by its name in memory."""
-        made = self._tensor(target, lambda key, _: [self._read(k, slice(None)) for k in key])
+        made = self._tensor(target, lambda keys, _: [self._files.read(k) for k in keys])
         return self._fitting(target, made, tuple(self._known[target].shape))
 
     @contextmanager
@@ -111,20 +144,19 @@ class Checkpoint:
             yield
 
     def load_attention_side(self, **kwargs: Any) -> nn.Module:
-        """The model with every weight but those of the routed experts.
+        """The model with every weight but those of the routed experts, dequantised where they are stored in FP8.
 
         Raises:
             JanusError: ``checkpoint.missing`` if another weight is not in the files.
         """
+        cls, options = type(self.skeleton), {"dtype": self.dtype, "output_loading_info": True} | kwargs
         with self.without_experts(), _quiet_transformers():
-            model, info = type(self.skeleton).from_pretrained(
-                self.folder,
-                dtype=self.dtype,
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-                **kwargs,
-            )
+            if self._files.scale_of:  # by itself transformers would keep it in FP8 on a GPU, and want accelerate
+                model, info = cls.from_pretrained(None, config=self.config, state_dict=self._other_weights(), **options)
+                model.generation_config = _generation_config(self.folder) or model.generation_config
+            else:
+                options |= {"local_files_only": True, "use_safetensors": True}
+                model, info = cls.from_pretrained(self.folder, **options)
         missing = sorted(info["missing_keys"])
         if missing or info["mismatched_keys"]:
             raise JanusError(
@@ -137,12 +169,14 @@ class Checkpoint:
         """Refuse a folder in which a tensor of some expert is missing, before any is read."""
         for block in self.blocks:
             for name, _ in block.experts.named_parameters():
-                target = f"{block.name}.{block.experts_attr}.{name}"
+                target = _target(block, name)
                 for pattern, keys in self._sources.get(target, {"": []}).items():
+                    for key in keys:
+                        self._files.check_scaled(key)
                     if (
                         len(keys) == 1 and not pattern
                     ):  # all experts in one tensor: slices of it would not show the rest
-                        self._check_shape(target, self._shape(keys[0]), tuple(self._known[target].shape))
+                        self._check_shape(target, self._files.shape(keys[0]), tuple(self._known[target].shape))
                     if len(keys) != 1 and not _numbered(keys, block.num_experts):
                         raise JanusError(
                             "checkpoint.missing",
@@ -171,7 +205,7 @@ class Checkpoint:
         converters = [m for m in mapping if isinstance(m, WeightConverter)]
         known, prefix = self._known, self.skeleton.base_model_prefix
         sources: dict[str, dict[str, list[str]]] = {}
-        for key in sorted(self._files, key=dot_natural_key):
+        for key in sorted(self._files.names, key=dot_natural_key):
             target, pattern = rename_source_key(key, renamings, converters, prefix, known)
             if target not in known and key in known:
                 target, pattern = key, None
@@ -216,36 +250,16 @@ class Checkpoint:
                 f"{self.folder}: {target} must have the shape {shape} by config.json, the file gives {seen}",
             )
 
-    def _one_expert(self, keys: list[str], one_tensor_each: bool, e: int) -> list[torch.Tensor]:
-        if one_tensor_each:
-            if e >= len(keys):
-                raise JanusError(
-                    "checkpoint.missing", f"{self.folder} has {len(keys)} tensors like {keys[0]}, none for expert {e}"
-                )
-            return [self._read(keys[e], slice(None))]
-        return [self._read(keys[0], slice(e, e + 1))]
-
-    def _read(self, key: str, rows: slice) -> torch.Tensor:
-        def part(handle: Any) -> torch.Tensor:
-            stored = handle.get_slice(key)
-            return stored[rows] if stored.get_shape() else handle.get_tensor(key)
-
-        return self._ask(key, part)
-
-    def _shape(self, key: str) -> tuple[int, ...]:
-        return self._ask(key, lambda handle: tuple(handle.get_slice(key).get_shape()))
-
-    def _ask(self, key: str, question: Callable[[Any], Any]) -> Any:
-        """What the file of tensor `key` answers; it stays open."""
-        from safetensors import SafetensorError, safe_open
-
-        path = self._files[key]
-        try:
-            if path not in self._handles:
-                self._handles[path] = self._open.enter_context(safe_open(path, framework="pt"))
-            return question(self._handles[path])
-        except (SafetensorError, OSError) as error:
-            raise JanusError("checkpoint.corrupt", f"{path}: cannot read {key}: {error}") from error
+    def _other_weights(self) -> dict[str, torch.Tensor]:
+        """Every tensor of the model that is no part of an expert, by its name on disk."""
+        experts = tuple(f"{block.name}.{block.experts_attr}." for block in self.blocks)
+        return {
+            key: self._files.read(key).to(self._dtype_of(target))
+            for target, patterns in self._sources.items()
+            if target in self._known and not target.startswith(experts)
+            for keys in patterns.values()
+            for key in keys
+        }
 
     def _dtype_of(self, target: str) -> torch.dtype:
         # transformers keeps some parameters in float32 whatever the model's dtype (a router's weight or correction
@@ -258,53 +272,41 @@ class Checkpoint:
         return plan[names[found.lastgroup]] if found else self._known[target].dtype
 
 
+def _target(block: MoEBlock, name: str) -> str:
+    return f"{block.name}.{block.experts_attr}.{name}"
+
+
+def _one_expert(keys: list[str], one_tensor_each: bool, e: int, read: Read) -> list[torch.Tensor]:
+    if not one_tensor_each:
+        return [read(keys[0], slice(e, e + 1))]
+    if e >= len(keys):
+        raise JanusError("checkpoint.missing", f"there are {len(keys)} tensors like {keys[0]}, none for expert {e}")
+    return [read(keys[e], ALL)]
+
+
 def _numbered(keys: list[str], count: int) -> bool:
     """Whether one of the numbers in the names runs from 0 to count - 1."""
     numbers = zip(*(re.findall(r"\d+", key) for key in keys), strict=False)
     return any([int(n) for n in column] == list(range(count)) for column in numbers)
 
 
-def _tensor_files(folder: Path) -> dict[str, Path]:
-    """Tensor name -> file, from the headers; every file of the index is opened."""
-    index = folder / INDEX
-    if not index.is_file():
-        return dict.fromkeys(_header(folder / SINGLE), folder / SINGLE)
-    try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-        wanted = {str(key): folder / str(name) for key, name in weight_map.items()}
-    except (ValueError, KeyError, AttributeError) as error:
-        raise JanusError("checkpoint.corrupt", f"{index} is not an index of safetensors shards: {error!r}") from error
-    outside = next((path for path in wanted.values() if path.parent != folder), None)
-    if outside is not None:
-        raise JanusError("checkpoint.corrupt", f"{index} names {outside}, which lies outside the model folder")
-    for path in sorted(set(wanted.values())):
-        lacking = {key for key, p in wanted.items() if p == path} - _header(path)
-        if lacking:
-            raise JanusError(
-                "checkpoint.missing", f"{path} lacks {len(lacking)} tensors that {INDEX} names, e.g. {min(lacking)}"
-            )
-    return wanted
-
-
-def _header(path: Path) -> set[str]:
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise JanusError("checkpoint.missing", f"weight file {path} is missing; download the folder again")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return set(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise JanusError("checkpoint.corrupt", f"{path} is not a whole safetensors file: {error}") from error
-
-
 def _read_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError, KeyError, TypeError) as error:
         raise JanusError("checkpoint.config", f"{folder / 'config.json'}: {error}") from error
+    for part in (config, config.get_text_config()):  # weights leave here dequantised
+        part.__dict__.pop("quantization_config", None)
+    return config
+
+
+def _generation_config(folder: Path) -> Any:
+    from transformers import GenerationConfig
+
+    there = (folder / "generation_config.json").is_file()
+    return GenerationConfig.from_pretrained(folder, local_files_only=True) if there else None
 
 
 def _config_dtype(config: Any) -> torch.dtype:

@@ -9,6 +9,8 @@ from typing import Any
 from janus.errors import JanusError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+# Of a quantization_config: what is read of quant_method "fp8". The blocks are not optional, the others are seldom named.
+FP8_CONFIG = {"weight_block_size": [128, 128], "fmt": "e4m3", "expert_dtype": "fp8"}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -49,16 +51,37 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _refuse_quantized(folder: Path, config: dict[str, Any]) -> None:
-    # Experts are read tensor by tensor, without the scales beside them: cast alone they would be silently wrong.
+    # Cast without their scales, weights would be silently wrong.
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
     found = next((part["quantization_config"] for part in parts if part.get("quantization_config")), None)
-    if found:
-        method = found.get("quant_method") if isinstance(found, dict) else found
-        raise JanusError(
-            "checkpoint.quantized",
-            f"{folder} holds quantized weights (quant_method {method!r}), which this version does not read; convert it to "
-            "float32, bfloat16 or float16 and save it again",
+    if reason := why_unread(found) if found else "":
+        raise JanusError("checkpoint.quantized", f"{folder} holds quantized weights: {reason}")
+
+
+def why_unread(quantization: Any) -> str:
+    """Why weights of a ``quantization_config`` are not read; empty for FP8 with a scale per 128 x 128 block.
+
+    Example:
+        >>> why_unread({"quant_method": "fp8", "weight_block_size": [128, 128]})
+        ''
+        >>> why_unread({"quant_method": "fp8", "weight_block_size": None}).partition(",")[2]
+        ' 128] alone, this one has None; dequantize it to bfloat16 and save it again'
+    """
+    config = quantization if isinstance(quantization, dict) else {"quant_method": quantization}
+    method, remedy = config.get("quant_method"), "dequantize it to bfloat16 and save it again"
+    if method == "mxfp4":
+        return (
+            "quant_method 'mxfp4' packs two 4-bit weights into a byte, which this version does not read; load it with "
+            "transformers and quantization_config=Mxfp4Config(dequantize=True), then give the model itself (it is bfloat16), "
+            "or save it with save_pretrained(folder, save_original_format=False)"
         )
+    if method != "fp8":
+        return f"quant_method {method!r} is not one this version reads; {remedy}"
+    for key, wanted in FP8_CONFIG.items():
+        value = config.get(key, None if key == "weight_block_size" else wanted)
+        if value != wanted:
+            return f"quant_method 'fp8' is read with {key} {wanted!r} alone, this one has {value!r}; {remedy}"
+    return ""
 
 
 def _refuse_weights(folder: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,7 +11,9 @@ from torch import nn
 from janus.errors import JanusError
 from janus.experts.backends import Engine, choose, make
 from janus.experts.layout import ExpertLayout, Weights
+from janus.experts.quantized import Format, named
 from janus.experts.seam import count_experts
+from janus.experts.storage import decode, encode, keeping, parameters
 
 
 class ExpertSlots(nn.Module):
@@ -19,8 +22,10 @@ class ExpertSlots(nn.Module):
     Args:
         layout: of the family.
         experts: logical expert of each slot; -1 leaves it empty.
-        dtype: of the weights.
+        dtype: of the weights, and of what is computed with them.
         device: of the weights.
+        quantize: keep matrices in 8 bits, ``"int8"`` or ``"fp8"`` (see `janus.experts.quantized`); their scales are further
+            parameters, named as the matrix with ``_scale`` behind it. Neither follows a change of dtype.
         compute: how the chosen slots are run: ``"auto"``, ``"eager"``, ``"numba"``, ``"triton"``.
     """
 
@@ -31,36 +36,49 @@ class ExpertSlots(nn.Module):
         *,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
+        quantize: str | None = None,
         compute: str = "auto",
     ) -> None:
         super().__init__()
         self.layout = layout
+        self.format: Format | None = None if quantize is None else named(quantize)
         self.experts = tuple(int(e) for e in experts)
         self.asked, self._engines = compute, dict[str, Engine]()
         self._chosen: dict[torch.device, str] = {}
         self.rank_S: torch.Tensor  # goes where the weights go, and is not saved with them
         self.register_buffer("rank_S", _rank_by_expert(self.experts), persistent=False)
-        for name, shape in layout.shapes.items():
-            empty = torch.empty((len(self.experts), *shape), dtype=dtype, device=device)
+        self.computed_0: torch.Tensor  # no values: the compute dtype, which follows .to() where stored bytes do not
+        self.register_buffer("computed_0", torch.empty(0, dtype=dtype, device=device), persistent=False)
+        for name, (shape, stored) in parameters(layout, self.format, dtype).items():
+            empty = torch.empty((len(self.experts), *shape), dtype=stored, device=device)
             self.register_parameter(name, nn.Parameter(empty, requires_grad=False))
 
     @classmethod
-    def from_module(cls, experts: nn.Module, slots: Sequence[int], *, compute: str = "auto") -> ExpertSlots:
+    def from_module(
+        cls,
+        experts: nn.Module,
+        slots: Sequence[int],
+        *,
+        quantize: str | None = None,
+        compute: str = "auto",
+    ) -> ExpertSlots:
         """Slots filled from a live experts module.
 
         Weights are shared, not copied, where slots = 0, 1, ..., E - 1: what changes the module's in place changes these.
+        Quantised ones are never shared.
         """
         first = next(experts.parameters())
-        shared = list(slots) == list(range(count_experts(experts)))
+        shared = quantize is None and list(slots) == list(range(count_experts(experts)))
         device = "meta" if shared else first.device
-        made = cls(ExpertLayout.of(experts), slots, dtype=first.dtype, device=device, compute=compute)
+        layout = ExpertLayout.of(experts)
+        made = cls(layout, slots, dtype=first.dtype, device=device, quantize=quantize, compute=compute)
         for name, p in experts.named_parameters():
             if shared:
                 made.register_parameter(name, nn.Parameter(p.detach(), requires_grad=False))
         for slot, e in enumerate(slots):
             if e >= 0 and not shared:
                 made.fill(slot, slice_expert(experts, e))
-        made.rank_S = made.rank_S.to(first.device)
+        made.rank_S, made.computed_0 = made.rank_S.to(first.device), first.new_empty(0)
         return made
 
     @property
@@ -70,23 +88,38 @@ class ExpertSlots(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        return self.get_parameter("down_proj").dtype
+        """Of the weights as they are computed with."""
+        return self.get_parameter("down_proj").dtype if self.format is None else self.computed_0.dtype
 
     @property
     def device(self) -> torch.device:
         """Of the weights."""
         return self.get_parameter("down_proj").device
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all slots' parameters, scales included."""
+        return sum(p.nbytes for p in self.parameters())
+
     def fill(self, slot: int, weights: Weights) -> None:
-        """Copy one expert's weights into `slot`."""
+        """Copy one expert's weights into `slot`, in the slot's format: quantised here unless they come in it.
+
+        Raises:
+            JanusError: ``experts.quantize``, as `janus.experts.storage.encode`.
+        """
         with torch.no_grad():
-            for name in self.layout.shapes:
-                self.get_parameter(name)[slot].copy_(weights[name])
+            for name, part in encode(weights, self.layout, self.format).items():
+                self.get_parameter(name)[slot].copy_(part)
 
     def weights(self, slot: int) -> Weights:
-        """Views of one slot's weights."""
-        return {name: self.get_parameter(name)[slot] for name in self.layout.shapes}
+        """One slot's weights in the compute dtype: views, or the dequantised matrices of this one expert."""
+        stored = {name: p[slot] for name, p in self.named_parameters()}
+        return stored if self.format is None else decode(stored, self.layout, self.format, self.dtype)
+
+    def _apply(self, fn: Callable[[torch.Tensor], Any], recurse: bool = True) -> ExpertSlots:
+        quantised = self.format is not None
+        kept = {id(p) for name, p in self.named_parameters() if quantised and not name.endswith("_bias")}
+        return super()._apply(keeping(kept, fn), recurse)
 
     @property
     def compute(self) -> str:

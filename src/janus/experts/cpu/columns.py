@@ -1,0 +1,135 @@
+"""The two products of an expert over all activated slots, for matrices stored [in, out].
+
+As `rows`, with panels of columns in place of blocks of rows.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, cast
+
+import numba
+import numpy as np
+
+from janus.experts.cpu.jobs import JOB, bound, compiled_job
+from janus.experts.cpu.outer import outer
+from janus.experts.cpu.vectors import SIZES, carray, fetch_and_add, loaded, pointer, stored
+
+ROWS = 4  # of a tile: sums are read and written once for so many
+TOKENS = 4  # of a tile
+TOGETHER = 16  # tokens whose sums stay in the cache while a panel's rows go by
+PANEL = 1024  # most columns
+# Bound for each kind of weights by `_job`: what a tile computes by its number of tokens, with all its rows or one.
+wide_1 = wide_2 = wide_3 = wide_4 = one_1 = one_2 = one_3 = one_4 = load = store = products = panel = cast("Any", outer)
+size = weight = 0
+
+
+def _products(matrix: Any, stride: Any, rows: Any, x: Any, many: Any, columns: Any, sums: Any, step: Any) -> None:
+    """Add the products of up to a tile of matrix rows with up to a tile of tokens to [many, columns] at `sums`."""
+    if rows == ROWS:
+        if many == 4:
+            wide_4(matrix, stride, x, columns, sums, step)
+        elif many == 3:
+            wide_3(matrix, stride, x, columns, sums, step)
+        elif many == 2:
+            wide_2(matrix, stride, x, columns, sums, step)
+        else:
+            wide_1(matrix, stride, x, columns, sums, step)
+    elif many == 4:
+        one_4(matrix, stride, x, columns, sums, step)
+    elif many == 3:
+        one_3(matrix, stride, x, columns, sums, step)
+    elif many == 2:
+        one_2(matrix, stride, x, columns, sums, step)
+    else:
+        one_1(matrix, stride, x, columns, sums, step)
+
+
+def _panel(matrix: Any, stride: Any, columns: Any, n: Any, rows: Any, many: Any, x: Any, sums: Any) -> None:
+    """sums[j, column] = matrix[:, column] . row j, for `many` rows at the addresses `rows`."""
+    sums[:many, :columns] = 0
+    row = 0
+    while row < n:
+        some = ROWS if n - row >= ROWS else 1
+        for token in range(0, many, TOKENS):
+            tokens = min(TOKENS, many - token)
+            for j in range(tokens):
+                x[j] = rows[token + j] + 4 * row
+            at, to = matrix + row * stride, sums[token:].ctypes.data
+            products(at, stride, some, x.ctypes.data, tokens, columns, to, 4 * PANEL)
+        row += some
+
+
+def _up(job_pointer: Any) -> None:
+    d = carray(job_pointer, (1,), JOB)[0]
+    slots = carray(pointer(d.slots), (d.active,), np.int64)
+    starts = carray(pointer(d.starts), (d.active + 1,), np.int64)
+    tokens = carray(pointer(d.tokens), (starts[d.active],), np.int64)
+    x, rows, sums = np.empty(TOKENS, np.int64), np.empty(TOGETHER, np.int64), np.empty((TOGETHER, PANEL), np.float32)
+    while True:
+        item = fetch_and_add(d.counter)
+        if item >= d.blocks * d.active:
+            break
+        a, column = item // d.blocks, item % d.blocks * d.block_rows
+        columns = min(d.block_rows, d.rows - column)
+        matrix, bias = d.matrix + slots[a] * d.slot_stride + column * weight, d.bias + slots[a] * d.bias_stride
+        for first in range(starts[a], starts[a + 1], TOGETHER):
+            many = min(TOGETHER, starts[a + 1] - first)
+            for j in range(many):
+                rows[j] = d.x + tokens[first + j] * d.x_stride
+            panel(matrix, d.row_stride, columns, d.n, rows, many, x, sums)
+            for i in range(columns):
+                shift = load(bias + (column + i) * size) if d.bias else np.float32(0)
+                for j in range(many):
+                    store(d.out + (first + j) * d.out_stride + (column + i) * size, sums[j, i] + shift)
+
+
+def _down(job_pointer: Any) -> None:
+    d = carray(job_pointer, (1,), JOB)[0]
+    slots = carray(pointer(d.slots), (d.active,), np.int64)
+    starts = carray(pointer(d.starts), (d.active + 1,), np.int64)
+    tokens = carray(pointer(d.tokens), (starts[d.active],), np.int64)
+    factors = carray(pointer(d.factors), (starts[d.active],), np.float32)
+    x, rows, sums = np.empty(TOKENS, np.int64), np.empty(TOGETHER, np.int64), np.empty((TOGETHER, PANEL), np.float32)
+    while True:
+        block = fetch_and_add(d.counter)
+        if block >= d.blocks:
+            break
+        column = block * d.block_rows
+        columns = min(d.block_rows, d.rows - column)
+        for a in range(d.active):
+            matrix, bias = d.matrix + slots[a] * d.slot_stride + column * weight, d.bias + slots[a] * d.bias_stride
+            for first in range(starts[a], starts[a + 1], TOGETHER):
+                many = min(TOGETHER, starts[a + 1] - first)
+                for j in range(many):
+                    rows[j] = d.x + (first + j) * d.x_stride
+                panel(matrix, d.row_stride, columns, d.n, rows, many, x, sums)
+                for j in range(many):
+                    y = carray(pointer(d.out + tokens[first + j] * d.out_stride), (d.rows,), np.float32)
+                    for i in range(columns):
+                        shift = load(bias + (column + i) * size) if d.bias else np.float32(0)
+                        y[column + i] += factors[first + j] * (sums[j, i] + shift)
+
+
+@functools.cache
+def up_job(kind: str, activations: str) -> Any:
+    """As `rows.up_job`."""
+    return _job(_up, kind, activations)
+
+
+@functools.cache
+def down_job(kind: str, activations: str) -> Any:
+    """As `rows.down_job`."""
+    return _job(_down, kind, activations)
+
+
+def _job(function: Any, kind: str, activations: str) -> Any:
+    name = f"{kind}_{activations}"
+    tiles = {f"wide_{n}": outer(kind, ROWS, n) for n in range(1, 5)} | {
+        f"one_{n}": outer(kind, 1, n) for n in range(1, 5)
+    }
+    compiled = numba.njit(error_model="numpy")(bound(_products, name, **tiles))
+    names = {"weight": SIZES[kind], "products": compiled}
+    whole = numba.njit(error_model="numpy")(bound(_panel, name, **names))
+    names |= {"load": loaded(activations), "store": stored(activations), "size": SIZES[activations], "panel": whole}
+    return compiled_job(bound(function, f"columns_{name}", **names))

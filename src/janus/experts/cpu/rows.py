@@ -1,0 +1,142 @@
+"""The two products of an expert over all activated slots, for matrices stored [out, in].
+
+Threads take blocks of weight rows from a counter. No two write the same numbers, and each sum is made in one order, so
+results do not depend on how many threads there are.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, cast
+
+import numba
+import numpy as np
+
+from janus.experts.cpu.inner import inner
+from janus.experts.cpu.jobs import JOB, bound, compiled_job
+from janus.experts.cpu.vectors import SIZES, carray, fetch_and_add, loaded, pointer, stored, tile
+
+TOKENS = 4  # of a tile
+# Bound for each kind of weights by `_job`: what a tile computes by its number of tokens, with all its rows or one.
+wide_1 = wide_2 = wide_3 = wide_4 = one_1 = one_2 = one_3 = one_4 = load = store = products = cast("Any", inner)
+size = most = 0
+
+
+def _products(
+    matrix: Any, stride: Any, scales: Any, scale_stride: Any, rows: Any, x: Any, many: Any, n: Any, out: Any
+) -> None:
+    """float32 [rows, many] at `out`: up to a tile of weight rows times up to a tile of tokens."""
+    if rows == most:
+        if many == 4:
+            wide_4(matrix, stride, scales, scale_stride, x, n, out)
+        elif many == 3:
+            wide_3(matrix, stride, scales, scale_stride, x, n, out)
+        elif many == 2:
+            wide_2(matrix, stride, scales, scale_stride, x, n, out)
+        else:
+            wide_1(matrix, stride, scales, scale_stride, x, n, out)
+        return
+    for i in range(rows):
+        row, scale, to = matrix + i * stride, scales + i * scale_stride, out + 4 * i * many
+        if many == 4:
+            one_4(row, stride, scale, scale_stride, x, n, to)
+        elif many == 3:
+            one_3(row, stride, scale, scale_stride, x, n, to)
+        elif many == 2:
+            one_2(row, stride, scale, scale_stride, x, n, to)
+        else:
+            one_1(row, stride, scale, scale_stride, x, n, to)
+
+
+def _up(job_pointer: Any) -> None:
+    d = carray(job_pointer, (1,), JOB)[0]
+    slots = carray(pointer(d.slots), (d.active,), np.int64)
+    starts = carray(pointer(d.starts), (d.active + 1,), np.int64)
+    tokens = carray(pointer(d.tokens), (starts[d.active],), np.int64)
+    x, out = np.empty(TOKENS, np.int64), np.empty(TOKENS * most, np.float32)
+    while True:
+        item = fetch_and_add(d.counter)
+        if item >= d.blocks * d.active:
+            break
+        a, block = item // d.blocks, item % d.blocks
+        bias = d.bias + slots[a] * d.bias_stride
+        last = min(d.rows, (block + 1) * d.block_rows)
+        for row in range(block * d.block_rows, last, most):
+            rows = min(most, last - row)
+            matrix = d.matrix + slots[a] * d.slot_stride + row * d.row_stride
+            scales = d.scales + slots[a] * d.scale_slot_stride + row // d.scale_rows * d.scale_row_stride
+            step = d.scale_row_stride if d.scale_rows == 1 else 0
+            for first in range(starts[a], starts[a + 1], TOKENS):
+                many = min(TOKENS, starts[a + 1] - first)
+                for j in range(many):
+                    x[j] = d.x + tokens[first + j] * d.x_stride
+                products(matrix, d.row_stride, scales, step, rows, x.ctypes.data, many, d.n, out.ctypes.data)
+                for i in range(rows):
+                    shift = load(bias + (row + i) * size) if d.bias else np.float32(0)
+                    for j in range(many):
+                        store(d.out + (first + j) * d.out_stride + (row + i) * size, out[i * many + j] + shift)
+
+
+def _down(job_pointer: Any) -> None:
+    d = carray(job_pointer, (1,), JOB)[0]
+    slots = carray(pointer(d.slots), (d.active,), np.int64)
+    starts = carray(pointer(d.starts), (d.active + 1,), np.int64)
+    tokens = carray(pointer(d.tokens), (starts[d.active],), np.int64)
+    factors = carray(pointer(d.factors), (starts[d.active],), np.float32)
+    x, out = np.empty(TOKENS, np.int64), np.empty(TOKENS * most, np.float32)
+    while True:
+        block = fetch_and_add(d.counter)
+        if block >= d.blocks:
+            break
+        begin, last = block * d.block_rows, min(d.rows, (block + 1) * d.block_rows)
+        for a in range(d.active):
+            bias = d.bias + slots[a] * d.bias_stride
+            for row in range(begin, last, most):
+                rows = min(most, last - row)
+                matrix = d.matrix + slots[a] * d.slot_stride + row * d.row_stride
+                scales = d.scales + slots[a] * d.scale_slot_stride + row // d.scale_rows * d.scale_row_stride
+                step = d.scale_row_stride if d.scale_rows == 1 else 0
+                for first in range(starts[a], starts[a + 1], TOKENS):
+                    many = min(TOKENS, starts[a + 1] - first)
+                    for j in range(many):
+                        x[j] = d.x + (first + j) * d.x_stride
+                    products(matrix, d.row_stride, scales, step, rows, x.ctypes.data, many, d.n, out.ctypes.data)
+                    for i in range(rows):
+                        shift = load(bias + (row + i) * size) if d.bias else np.float32(0)
+                        for j in range(many):
+                            y = carray(pointer(d.out + tokens[first + j] * d.out_stride), (d.rows,), np.float32)
+                            y[row + i] += factors[first + j] * (out[i * many + j] + shift)
+
+
+@functools.cache
+def up_job(kind: str, activations: str) -> Any:
+    """out[entry, row] = matrix[slot, row] . x[token of entry] + bias[slot, row].
+
+    Args:
+        kind: of the matrix.
+        activations: kind of `out` and the bias.
+    """
+    return _job(_up, kind, activations)
+
+
+@functools.cache
+def down_job(kind: str, activations: str) -> Any:
+    """out[token, row] += factor[entry] * (matrix[slot, row] . x[entry] + bias[slot, row]), in float32.
+
+    A block of rows goes through all slots in their order: each sum is made by one thread, in one order.
+
+    Args:
+        kind: of the matrix.
+        activations: kind of the bias.
+    """
+    return _job(_down, kind, activations)
+
+
+def _job(function: Any, kind: str, activations: str) -> Any:
+    rows, name = tile()[1], f"{kind}_{activations}"
+    tiles = {f"wide_{n}": inner(kind, rows, n) for n in range(1, 5)} | {
+        f"one_{n}": inner(kind, 1, n) for n in range(1, 5)
+    }
+    compiled = numba.njit(error_model="numpy")(bound(_products, name, most=rows, **tiles))
+    names = {"load": loaded(activations), "store": stored(activations), "size": SIZES[activations]}
+    return compiled_job(bound(function, name, products=compiled, most=rows, **names))

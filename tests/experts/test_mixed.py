@@ -1,0 +1,49 @@
+"""compute="mixed": busy slots by torch, the others by numba, one sum."""
+
+import pytest
+import torch
+from float64 import error, weighted_sum
+from layouts import LAYOUTS, made
+
+from janus.experts.slots import ExpertSlots
+
+
+def _busy(T, E=6, K=3):
+    """Expert 0 has every token, the others share the rest."""
+    g = torch.Generator().manual_seed(0)
+    ids = torch.stack(
+        [torch.cat([torch.zeros(1).long(), 1 + torch.randperm(E - 1, generator=g)[: K - 1]]) for _ in range(T)]
+    )
+    return torch.randn(T, 24, generator=g), ids, torch.rand(T, K, generator=g)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_busy_and_other_slots_add_up_to_the_reference(name, dtype):
+    slots = ExpertSlots.from_module(made(name, 24, 20, 6).to(dtype), range(6), compute="mixed")
+    x, ids, weights = _busy(30)
+    x, engine = x.to(dtype), slots.engine("mixed")
+    for most in (0, 15, 64):  # all by torch, some, none
+        engine.most = most
+        assert error(slots(x, ids, weights), weighted_sum(slots, x, ids, weights)) < (
+            1e-5 if dtype.itemsize == 4 else 2e-2
+        )
+
+
+def test_slots_below_the_limit_have_the_bits_of_numba():
+    slots = ExpertSlots.from_module(made("qwen3_moe", 24, 20, 6), range(6), compute="auto")
+    assert slots.compute == "mixed"
+    x, ids, weights = _busy(30)
+    assert torch.equal(slots(x, ids, weights), slots.engine("numba")(x, ids, weights))
+    slots.engine("mixed").most = 15
+    x, ids, weights = _busy(30)
+    assert not torch.equal(slots(x, ids, weights), slots.engine("numba")(x, ids, weights))
+
+
+def test_the_limit_is_lower_where_torch_has_wide_tiles(monkeypatch):
+    from janus.experts.mixed import most_tokens
+
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert most_tokens(torch.bfloat16) < most_tokens(torch.float32)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert most_tokens(torch.bfloat16) == most_tokens(torch.float32)
