@@ -68,6 +68,15 @@ def test_any_size_equals_the_reference(T, K, H, F, E):
     assert error(slots(x, ids, weights), weighted_sum(slots, x, ids, weights)) < TOLERANCES[torch.float32]
 
 
+def test_an_activation_we_do_not_know_is_run_by_the_module():
+    module = made("qwen3_moe", 24, 20, 6)
+    module.act_fn = torch.nn.Softplus()
+    slots = ExpertSlots.from_module(module, range(6), compute="numba")
+    assert not slots.engine("numba").batch_invariant
+    x, ids, weights = _batch(9, 3, 6, 24)
+    assert error(slots(x, ids, weights), weighted_sum(slots, x, ids, weights)) < 1e-5
+
+
 def test_arguments_of_other_kinds_give_the_same():
     slots, x, ids, weights = _slots("qwen3_moe"), *_batch(9, 3, 6, 24)
     want = slots(x, ids, weights)
@@ -106,3 +115,25 @@ def test_other_types_of_weights_are_refused_by_name_and_left_to_eager_by_auto():
     with pytest.raises(JanusError, match="float64, which is none of float32") as refusal:
         slots(torch.zeros(1, 8), torch.zeros(1, 1).long(), torch.ones(1, 1))
     assert refusal.value.code == "experts.compute"
+
+
+@pytest.mark.parametrize("format", ["int8", "fp8"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_weights_in_8_bits_give_what_they_stand_for(name, format):
+    for H, F, dtype in ((24, 20, torch.float32), (300, 270, torch.float32), (72, 33, torch.bfloat16)):
+        module = made(name, H, F, 6).to(dtype)
+        slots = ExpertSlots.from_module(module, range(6), quantize=format, compute="numba")
+        x, ids, weights = _batch(9, 3, 6, H, dtype)
+        y = slots(x, ids, weights)
+        # the reference dequantises too: to the compute dtype, which in bfloat16 rounds once more
+        assert error(y, weighted_sum(slots, x, ids, weights)) < TOLERANCES[dtype]
+        want = torch.cat([slots(x[t : t + 1], ids[t : t + 1], weights[t : t + 1]) for t in range(len(x))])
+        assert torch.equal(y, want)
+
+
+def test_slots_that_change_their_dtype_are_run_in_the_new_one():
+    slots, x, ids, weights = _slots("qwen3_moe"), *_batch(5, 2, 6, 24)
+    want = slots(x, ids, weights)
+    y = slots.to(torch.bfloat16)(x.bfloat16(), ids, weights)
+    assert y.dtype == torch.bfloat16
+    assert 0 < error(y, want.double()) < 5e-2  # the weights are rounded too

@@ -135,7 +135,7 @@ def _run_outer(kind, rows, tokens, matrix, x, out=None):
 
 def test_entries_are_sorted_by_slot_in_the_order_asked_for_then_by_token():
     ids = np.array([[2, 0], [-1, 2], [0, 1], [2, -1]])
-    runs = sort(ids, np.array([2, 1, 0, 3]))
+    runs = sort(ids, np.array([2, 1, 0, 3]))  # slot 0 runs after 1 and 2
     assert runs.slots.tolist() == [2, 1, 0]
     assert runs.starts.tolist() == [0, 3, 4, 6]
     assert runs.entries.tolist() == [0, 3, 6, 5, 1, 4]

@@ -57,6 +57,11 @@ class ExpertLayout:
         return cls(shapes, up, has_gate, has_bias, getattr(experts, "is_transposed", False), _without_weights(experts))
 
     @property
+    def width(self) -> int:
+        """F: what stands between the projections."""
+        return self.shapes["down_proj"][0 if self.is_transposed else 1]
+
+    @property
     def hidden_size(self) -> int:
         """H: what an expert takes and gives."""
         return self.shapes[self.up][0 if self.is_transposed else 1]

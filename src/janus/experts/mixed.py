@@ -41,10 +41,9 @@ class MixedEngine(NumbaEngine):
         slots: to run.
     """
 
-    batch_invariant = False
-
     def __init__(self, slots: ExpertSlots) -> None:
         super().__init__(slots)
+        self.batch_invariant = False
         self.most = most_tokens(slots.dtype)
 
     def run(self, runs: Runs, x_TH: torch.Tensor, factors_N: npt.NDArray[np.float32], y_TH: torch.Tensor) -> None:

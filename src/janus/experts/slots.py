@@ -43,8 +43,10 @@ class ExpertSlots(nn.Module):
         self.layout = layout
         self.format: Format | None = None if quantize is None else named(quantize)
         self.experts = tuple(int(e) for e in experts)
-        self.asked, self._engines = compute, dict[str, Engine]()
-        self._chosen: dict[torch.device, str] = {}
+        self.asked = compute
+        # by device and dtype too: both may change under the slots
+        self._chosen: dict[tuple[torch.device, torch.dtype], str] = {}
+        self._engines: dict[tuple[str, torch.device, torch.dtype], Engine] = {}
         self.rank_S: torch.Tensor  # goes where the weights go, and is not saved with them
         self.register_buffer("rank_S", _rank_by_expert(self.experts), persistent=False)
         self.computed_0: torch.Tensor  # no values: the compute dtype, which follows .to() where stored bytes do not
@@ -124,16 +126,17 @@ class ExpertSlots(nn.Module):
     @property
     def compute(self) -> str:
         """How the chosen slots are run where no gradient is asked for."""
-        device = self.device
-        if device not in self._chosen:
-            self._chosen[device] = choose(self.asked, self)
-        return self._chosen[device]
+        now = self.device, self.dtype
+        if now not in self._chosen:
+            self._chosen[now] = choose(self.asked, self)
+        return self._chosen[now]
 
     def engine(self, name: str) -> Engine:
         """The way to run of that name, made once."""
-        if name not in self._engines:
-            self._engines[name] = make(name, self)
-        return self._engines[name]
+        now = name, self.device, self.dtype
+        if now not in self._engines:
+            self._engines[now] = make(name, self)
+        return self._engines[now]
 
     def forward(self, x_TH: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         """Run the chosen slots and sum per token.

@@ -11,17 +11,21 @@ from typing import Any, cast
 import numba
 import numpy as np
 
+from janus.experts.cpu.inner import GROUP
 from janus.experts.cpu.jobs import JOB, bound, compiled_job
 from janus.experts.cpu.outer import outer
-from janus.experts.cpu.vectors import SIZES, carray, fetch_and_add, loaded, pointer, stored
+from janus.experts.cpu.vectors import SCALED, SIZES, carray, fetch_and_add, loaded, pointer, stored
 
 ROWS = 4  # of a tile: sums are read and written once for so many
 TOKENS = 4  # of a tile
 TOGETHER = 16  # tokens whose sums stay in the cache while a panel's rows go by
 PANEL = 1024  # most columns
 # Bound for each kind of weights by `_job`: what a tile computes by its number of tokens, with all its rows or one.
-wide_1 = wide_2 = wide_3 = wide_4 = one_1 = one_2 = one_3 = one_4 = load = store = products = panel = cast("Any", outer)
-size = weight = 0
+wide_1 = wide_2 = wide_3 = wide_4 = one_1 = one_2 = one_3 = one_4 = load = store = single = products = add_rows = (
+    panel
+) = cast("Any", outer)
+bias_size = out_size = weight = 0
+factor = 0.0
 
 
 def _products(matrix: Any, stride: Any, rows: Any, x: Any, many: Any, columns: Any, sums: Any, step: Any) -> None:
@@ -45,12 +49,31 @@ def _products(matrix: Any, stride: Any, rows: Any, x: Any, many: Any, columns: A
         one_1(matrix, stride, x, columns, sums, step)
 
 
-def _panel(matrix: Any, stride: Any, columns: Any, n: Any, rows: Any, many: Any, x: Any, sums: Any) -> None:
-    """sums[j, column] = matrix[:, column] . row j, for `many` rows at the addresses `rows`."""
+def _panel(d: Any, slot: Any, column: Any, columns: Any, rows: Any, many: Any, x: Any, sums: Any, parts: Any) -> None:
+    """sums[j, i] = matrix[:, column + i] . row j, for `many` rows at the addresses `rows`."""
     sums[:many, :columns] = 0
-    row = 0
-    while row < n:
-        some = ROWS if n - row >= ROWS else 1
+    matrix = d.matrix + slot * d.slot_stride + column * weight
+    if factor == 0:
+        add_rows(matrix, d.row_stride, 0, d.n, columns, rows, many, x, sums)
+        return
+    for group in range(-(-d.n // GROUP)):
+        parts[:many, :columns] = 0
+        first, last = group * GROUP, min(d.n, (group + 1) * GROUP)
+        add_rows(matrix, d.row_stride, first, last, columns, rows, many, x, parts)
+        for i in range(columns):
+            at = (column + i) // d.scale_rows * d.scale_row_stride + 4 * group
+            scale = factor * single(d.scales + slot * d.scale_slot_stride + at)
+            for j in range(many):
+                sums[j, i] += scale * parts[j, i]
+
+
+def _add(
+    matrix: Any, stride: Any, first: Any, last: Any, columns: Any, rows: Any, many: Any, x: Any, sums: Any
+) -> None:
+    """Add the products of matrix rows `first` to `last` to the sums."""
+    row = first
+    while row < last:
+        some = ROWS if last - row >= ROWS else 1
         for token in range(0, many, TOKENS):
             tokens = min(TOKENS, many - token)
             for j in range(tokens):
@@ -65,23 +88,24 @@ def _up(job_pointer: Any) -> None:
     slots = carray(pointer(d.slots), (d.active,), np.int64)
     starts = carray(pointer(d.starts), (d.active + 1,), np.int64)
     tokens = carray(pointer(d.tokens), (starts[d.active],), np.int64)
-    x, rows, sums = np.empty(TOKENS, np.int64), np.empty(TOGETHER, np.int64), np.empty((TOGETHER, PANEL), np.float32)
+    x, rows = np.empty(TOKENS, np.int64), np.empty(TOGETHER, np.int64)
+    sums, parts = np.empty((TOGETHER, PANEL), np.float32), np.empty((TOGETHER, PANEL), np.float32)
     while True:
         item = fetch_and_add(d.counter)
         if item >= d.blocks * d.active:
             break
         a, column = item // d.blocks, item % d.blocks * d.block_rows
         columns = min(d.block_rows, d.rows - column)
-        matrix, bias = d.matrix + slots[a] * d.slot_stride + column * weight, d.bias + slots[a] * d.bias_stride
+        bias = d.bias + slots[a] * d.bias_stride
         for first in range(starts[a], starts[a + 1], TOGETHER):
             many = min(TOGETHER, starts[a + 1] - first)
             for j in range(many):
                 rows[j] = d.x + tokens[first + j] * d.x_stride
-            panel(matrix, d.row_stride, columns, d.n, rows, many, x, sums)
+            panel(d, slots[a], column, columns, rows, many, x, sums, parts)
             for i in range(columns):
-                shift = load(bias + (column + i) * size) if d.bias else np.float32(0)
+                shift = load(bias + (column + i) * bias_size) if d.bias else np.float32(0)
                 for j in range(many):
-                    store(d.out + (first + j) * d.out_stride + (column + i) * size, sums[j, i] + shift)
+                    store(d.out + (first + j) * d.out_stride + (column + i) * out_size, sums[j, i] + shift)
 
 
 def _down(job_pointer: Any) -> None:
@@ -90,7 +114,8 @@ def _down(job_pointer: Any) -> None:
     starts = carray(pointer(d.starts), (d.active + 1,), np.int64)
     tokens = carray(pointer(d.tokens), (starts[d.active],), np.int64)
     factors = carray(pointer(d.factors), (starts[d.active],), np.float32)
-    x, rows, sums = np.empty(TOKENS, np.int64), np.empty(TOGETHER, np.int64), np.empty((TOGETHER, PANEL), np.float32)
+    x, rows = np.empty(TOKENS, np.int64), np.empty(TOGETHER, np.int64)
+    sums, parts = np.empty((TOGETHER, PANEL), np.float32), np.empty((TOGETHER, PANEL), np.float32)
     while True:
         block = fetch_and_add(d.counter)
         if block >= d.blocks:
@@ -98,38 +123,40 @@ def _down(job_pointer: Any) -> None:
         column = block * d.block_rows
         columns = min(d.block_rows, d.rows - column)
         for a in range(d.active):
-            matrix, bias = d.matrix + slots[a] * d.slot_stride + column * weight, d.bias + slots[a] * d.bias_stride
+            bias = d.bias + slots[a] * d.bias_stride
             for first in range(starts[a], starts[a + 1], TOGETHER):
                 many = min(TOGETHER, starts[a + 1] - first)
                 for j in range(many):
                     rows[j] = d.x + (first + j) * d.x_stride
-                panel(matrix, d.row_stride, columns, d.n, rows, many, x, sums)
+                panel(d, slots[a], column, columns, rows, many, x, sums, parts)
                 for j in range(many):
                     y = carray(pointer(d.out + tokens[first + j] * d.out_stride), (d.rows,), np.float32)
                     for i in range(columns):
-                        shift = load(bias + (column + i) * size) if d.bias else np.float32(0)
+                        shift = load(bias + (column + i) * bias_size) if d.bias else np.float32(0)
                         y[column + i] += factors[first + j] * (sums[j, i] + shift)
 
 
 @functools.cache
-def up_job(kind: str, activations: str) -> Any:
+def up_job(kind: str, biases: str, results: str) -> Any:
     """As `rows.up_job`."""
-    return _job(_up, kind, activations)
+    return _job(_up, kind, biases, results)
 
 
 @functools.cache
-def down_job(kind: str, activations: str) -> Any:
+def down_job(kind: str, biases: str) -> Any:
     """As `rows.down_job`."""
-    return _job(_down, kind, activations)
+    return _job(_down, kind, biases, "float32")
 
 
-def _job(function: Any, kind: str, activations: str) -> Any:
-    name = f"{kind}_{activations}"
+def _job(function: Any, kind: str, biases: str, results: str) -> Any:
+    name = f"{kind}_{biases}_{results}"
     tiles = {f"wide_{n}": outer(kind, ROWS, n) for n in range(1, 5)} | {
         f"one_{n}": outer(kind, 1, n) for n in range(1, 5)
     }
     compiled = numba.njit(error_model="numpy")(bound(_products, name, **tiles))
-    names = {"weight": SIZES[kind], "products": compiled}
-    whole = numba.njit(error_model="numpy")(bound(_panel, name, **names))
-    names |= {"load": loaded(activations), "store": stored(activations), "size": SIZES[activations], "panel": whole}
+    names: dict[str, Any] = {"products": compiled, "weight": SIZES[kind], "single": loaded("float32")}
+    names["factor"] = np.float32(SCALED.get(kind, 0))
+    names["add_rows"] = numba.njit(error_model="numpy")(bound(_add, name, **names))
+    names["panel"] = numba.njit(error_model="numpy")(bound(_panel, name, **names))
+    names |= {"load": loaded(biases), "bias_size": SIZES[biases], "store": stored(results), "out_size": SIZES[results]}
     return compiled_job(bound(function, f"columns_{name}", **names))

@@ -19,7 +19,7 @@ from janus.experts.cpu.vectors import SIZES, carray, fetch_and_add, loaded, poin
 TOKENS = 4  # of a tile
 # Bound for each kind of weights by `_job`: what a tile computes by its number of tokens, with all its rows or one.
 wide_1 = wide_2 = wide_3 = wide_4 = one_1 = one_2 = one_3 = one_4 = load = store = products = cast("Any", inner)
-size = most = 0
+bias_size = out_size = most = 0
 
 
 def _products(
@@ -72,9 +72,9 @@ def _up(job_pointer: Any) -> None:
                     x[j] = d.x + tokens[first + j] * d.x_stride
                 products(matrix, d.row_stride, scales, step, rows, x.ctypes.data, many, d.n, out.ctypes.data)
                 for i in range(rows):
-                    shift = load(bias + (row + i) * size) if d.bias else np.float32(0)
+                    shift = load(bias + (row + i) * bias_size) if d.bias else np.float32(0)
                     for j in range(many):
-                        store(d.out + (first + j) * d.out_stride + (row + i) * size, out[i * many + j] + shift)
+                        store(d.out + (first + j) * d.out_stride + (row + i) * out_size, out[i * many + j] + shift)
 
 
 def _down(job_pointer: Any) -> None:
@@ -102,41 +102,42 @@ def _down(job_pointer: Any) -> None:
                         x[j] = d.x + (first + j) * d.x_stride
                     products(matrix, d.row_stride, scales, step, rows, x.ctypes.data, many, d.n, out.ctypes.data)
                     for i in range(rows):
-                        shift = load(bias + (row + i) * size) if d.bias else np.float32(0)
+                        shift = load(bias + (row + i) * bias_size) if d.bias else np.float32(0)
                         for j in range(many):
                             y = carray(pointer(d.out + tokens[first + j] * d.out_stride), (d.rows,), np.float32)
                             y[row + i] += factors[first + j] * (out[i * many + j] + shift)
 
 
 @functools.cache
-def up_job(kind: str, activations: str) -> Any:
+def up_job(kind: str, biases: str, results: str) -> Any:
     """out[entry, row] = matrix[slot, row] . x[token of entry] + bias[slot, row].
 
     Args:
         kind: of the matrix.
-        activations: kind of `out` and the bias.
+        biases: kind of the bias.
+        results: kind of `out`.
     """
-    return _job(_up, kind, activations)
+    return _job(_up, kind, biases, results)
 
 
 @functools.cache
-def down_job(kind: str, activations: str) -> Any:
+def down_job(kind: str, biases: str) -> Any:
     """out[token, row] += factor[entry] * (matrix[slot, row] . x[entry] + bias[slot, row]), in float32.
 
     A block of rows goes through all slots in their order: each sum is made by one thread, in one order.
 
     Args:
         kind: of the matrix.
-        activations: kind of the bias.
+        biases: kind of the bias.
     """
-    return _job(_down, kind, activations)
+    return _job(_down, kind, biases, "float32")
 
 
-def _job(function: Any, kind: str, activations: str) -> Any:
-    rows, name = tile()[1], f"{kind}_{activations}"
+def _job(function: Any, kind: str, biases: str, results: str) -> Any:
+    rows, name = tile()[1], f"{kind}_{biases}_{results}"
     tiles = {f"wide_{n}": inner(kind, rows, n) for n in range(1, 5)} | {
         f"one_{n}": inner(kind, 1, n) for n in range(1, 5)
     }
     compiled = numba.njit(error_model="numpy")(bound(_products, name, most=rows, **tiles))
-    names = {"load": loaded(activations), "store": stored(activations), "size": SIZES[activations]}
+    names = {"load": loaded(biases), "bias_size": SIZES[biases], "store": stored(results), "out_size": SIZES[results]}
     return compiled_job(bound(function, name, products=compiled, most=rows, **names))

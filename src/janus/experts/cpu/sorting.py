@@ -35,14 +35,14 @@ class Runs(NamedTuple):
         return Runs(self.slots[kept_A], starts, self.entries[kept_N], self.tokens[kept_N])
 
 
-def sort(slots_TK: npt.NDArray[np.integer], order_S: Int64Array) -> Runs:
+def sort(slots_TK: npt.NDArray[np.integer], rank_S: Int64Array) -> Runs:
     """Sort the entries of a batch; -1 is left out.
 
     Args:
         slots_TK: [T, K], int32 or int64, C-contiguous, values -1 .. S - 1.
-        order_S: the slots in the order in which they are to run.
+        rank_S: place of each slot in the order in which they are to run.
     """
-    return Runs(*_sort(slots_TK, order_S))
+    return Runs(*_sort(slots_TK, np.argsort(rank_S)))
 
 
 @compiled

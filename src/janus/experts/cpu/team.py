@@ -32,9 +32,9 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="janus-experts")
 
 
-def run(job: Any, data: int) -> None:
-    """Run `job` (a numba cfunc) on the data at address `data`; returns when every item is done."""
-    threads = torch.get_num_threads()
+def run(job: Any, data: int, *, alone: bool = False) -> None:
+    """Run `job` (a numba cfunc) on the data at address `data`, on one thread if `alone`; returns when all is done."""
+    threads = 1 if alone else torch.get_num_threads()
     if threads == 1:
         job.ctypes(data)  # lets go of the interpreter's lock, like the others
     elif parallel := _openmp():

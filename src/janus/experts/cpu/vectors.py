@@ -143,6 +143,16 @@ def _upper_half(b: Any, value: Any) -> Any:
 
 
 @intrinsic
+def _power_of_two(_typing: Any, exponent: Any) -> Any:
+    """2**exponent as float32, for an int32 between -126 and 127: its bits are the exponent's."""
+
+    def codegen(_context: Any, b: Any, _signature: Any, arguments: Sequence[Any]) -> Any:
+        return b.bitcast(b.shl(b.add(arguments[0], ir.Constant(I32, 127)), ir.Constant(I32, 23)), F32)
+
+    return types.float32(types.int32), codegen
+
+
+@intrinsic
 def _fetch_and_add(_typing: Any, address: Any) -> Any:
     """The int64 at `address`, which is one more for whoever asks next: how threads share out work."""
 
@@ -159,5 +169,7 @@ def _pointer(_typing: Any, address: Any) -> Any:
 
 
 # numba gives the first parameter itself
-fetch_and_add, pointer = cast("Callable[..., Any]", _fetch_and_add), cast("Callable[..., Any]", _pointer)
+power_of_two, fetch_and_add, pointer = (
+    cast("Callable[..., Any]", f) for f in (_power_of_two, _fetch_and_add, _pointer)
+)
 carray: Any = numba.carray  # of any type in compiled code
