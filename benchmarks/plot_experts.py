@@ -29,7 +29,8 @@ WAYS = {  # colour, marker; the ways of transformers are grey
     "transformers batched_mm": ("#8a8a8a", "^"),
     "transformers grouped_mm": ("#5f5f5f", "s"),
     "janus eager": ("#e69f00", "D"),
-    "janus numba": ("#0072b2", "o"),
+    "janus numba": ("#56b4e9", "o"),
+    "janus mixed": ("#0072b2", "o"),
 }
 SMALLER = {"int8": ("#009e73", "P"), "fp8": ("#cc79a7", "X")}  # drawn into the panel of bfloat16
 BEGIN = "<!-- experts_cpu: written by benchmarks/plot_experts.py, do not edit -->"
