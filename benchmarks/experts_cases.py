@@ -1,164 +1,320 @@
-"""What the parts about experts on a GPU share: shapes, slots with random weights, batches, bytes, transformers' ways."""
+"""The experts of one MoE layer as the benchmarks run them: real sizes, cold weights, every way on the same module.
+
+A layer that does not fit is cut to the slots of one instance: as many experts as fit, and only the rows that come to
+them, one row per (token, expert) entry, which keeps the tokens per expert what they are in the whole layer.
+"""
 
 from __future__ import annotations
 
-import csv
-import math
-import sys
+import functools
+import importlib
+import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "experts"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
+import numpy as np
+import numpy.typing as npt
 import torch
+from recordings import Routing, routing
 from shapes import MODELS, Model
+from torch import nn
 
-from janus.experts.activation import Activation
+from janus import JanusError, JanusMoELayer
+from janus.experts.backends import COMPUTES
 from janus.experts.layout import ExpertLayout
-from janus.experts.slots import ExpertSlots
 
-H200 = Path(__file__).resolve().parent / "results" / "h200_fused_moe.csv"
-ROTATED = 512 << 20  # bytes of layers that a graph walks through: several times any second-level cache
-SILU = Activation("silu")
-GPT_OSS = Activation("silu", interleaved=True, alpha=1.702, clamp="before", limit=7.0, shift=1.0)
+LAYER_BYTES = 3.3e9  # of one layer's experts at most; beyond it, the slots of one instance
+WORKING_SET = 4e9  # bytes of distinct weights that calls rotate over, at least
+TIMES_CACHE = 4  # and at least so many times the last-level cache
+MEMORY_SHARE = 0.45  # of what is available, at most
+
+COMPUTE = {  # storage -> dtype of the activations, and of the module that is stored
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.bfloat16,
+    "fp8": torch.bfloat16,
+}
+QUANTIZED = ("int8", "fp8")
+FAMILIES = {  # model -> package in transformers, stem of the class names, names of F and E in the config
+    "mixtral-8x7b": ("mixtral", "Mixtral", "intermediate_size", "num_local_experts"),
+    "gpt-oss-20b": ("gpt_oss", "GptOss", "intermediate_size", "num_local_experts"),
+    "gpt-oss-120b": ("gpt_oss", "GptOss", "intermediate_size", "num_local_experts"),
+    "qwen3-30b-a3b": ("qwen3_moe", "Qwen3Moe", "moe_intermediate_size", "num_experts"),
+    "qwen3-235b-a22b": ("qwen3_moe", "Qwen3Moe", "moe_intermediate_size", "num_experts"),
+    "deepseek-v2": ("deepseek_v2", "DeepseekV2", "moe_intermediate_size", "n_routed_experts"),
+    "deepseek-v3": ("deepseek_v3", "DeepseekV3", "moe_intermediate_size", "n_routed_experts"),
+}
+Ids = npt.NDArray[np.int64]
+Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Case:
-    """Slots of one instance of a model's pool, or all experts where `slots` is E.
+    """One model's layer in one storage, as much of it as one process holds.
 
     Attributes:
-        model: sizes.
-        slots: S on this GPU; the other experts are elsewhere, and their choices are -1.
-        quantize: None, "int8" or "fp8".
+        model: sizes of the whole layer.
+        storage: a key of `COMPUTE`.
+        experts: slots held here.
+
+    Example:
+        >>> case = Case.of("mixtral-8x7b", "float32")
+        >>> case.experts, case.whole, case.expert_bytes
+        (4, False, 704643072)
     """
 
     model: Model
-    slots: int
-    quantize: str | None = None
+    storage: str
+    experts: int
+
+    @classmethod
+    def of(cls, name: str, storage: str, limit: float = LAYER_BYTES) -> Case:
+        """As many experts as fit into `limit` bytes in the dtype of the activations."""
+        whole = cls(MODELS[name], storage, MODELS[name].experts)
+        return cls(whole.model, storage, max(1, min(whole.experts, int(limit // whole.held_bytes))))
 
     @property
-    def name(self) -> str:
-        """As figures call it."""
-        m = self.model
-        return f"{m.name} {self.slots} of {m.experts}, {self.quantize or 'bfloat16'}"
+    def whole(self) -> bool:
+        """Whether every expert of the layer is here."""
+        return self.experts == self.model.experts
 
     @property
-    def slot_bytes(self) -> int:
-        """Of one slot's matrices, scales included."""
-        weights = 3 * self.model.hidden * self.model.inner
-        per_weight = {None: 2.0, "int8": 1 + 4 / 128, "fp8": 1 + 4 / 128**2}[self.quantize]
-        return round(weights * per_weight)
+    def params(self) -> int:
+        """Weights of one expert: gate, up and down; biases are not counted."""
+        return 3 * self.model.hidden * self.model.inner
 
     @property
-    def flops(self) -> int:
-        """Of one entry."""
-        return 6 * self.model.hidden * self.model.inner
+    def held_bytes(self) -> int:
+        """Of one expert in the module that all ways share."""
+        return self.params * COMPUTE[self.storage].itemsize
+
+    @property
+    def expert_bytes(self) -> int:
+        """Of one expert as Janus stores it; scales of a quantised one are under 4 % and not counted."""
+        return self.params if self.storage in QUANTIZED else self.held_bytes
+
+    @property
+    def label(self) -> str:
+        """What is held, for people."""
+        return "whole layer" if self.whole else f"{self.experts} of {self.model.experts} experts, one row an entry"
+
+    def batches(self, B: int, how_many: int, *, uniform: bool = False, seed: int = 1) -> tuple[str, list[Ids]]:
+        """Where the routing comes from, and ids [n, k] over the experts held.
+
+        Of a layer that is cut, n is the number of entries that come here and k = 1; batches without any are left out.
+        Every batch takes other experts for those held, so that no popular one decides.
+        """
+        rng = np.random.default_rng(seed)
+        label, draw = self._source(B, uniform, rng)
+        found: list[Ids] = []
+        while len(found) < how_many:
+            ids, here = draw(), np.full(self.model.experts, -1)
+            here[rng.permutation(self.model.experts)[: self.experts]] = np.arange(self.experts)
+            kept = ids if self.whole else here[ids][here[ids] >= 0][:, None]
+            if kept.size:
+                found.append(kept)
+        return label, found
+
+    def _source(self, B: int, uniform: bool, rng: np.random.Generator) -> tuple[str, Callable[[], Ids]]:
+        E, K = self.model.experts, self.model.top_k
+        if uniform:
+            return "uniform", lambda: np.argsort(rng.random((B, E)), axis=1)[:, :K].astype(np.int64)
+        source = _routing(self.model)
+        return source.label, lambda: source.batches(B, 1, seed=int(rng.integers(2**31)))[0]
 
 
-CASES = (
-    Case(MODELS["qwen3-30b-a3b"], 128),
-    Case(MODELS["mixtral-8x7b"], 8),
-    Case(MODELS["qwen3-235b-a22b"], 16),
-    Case(MODELS["deepseek-v2"], 16),
-    Case(MODELS["gpt-oss-20b"], 32),
-    Case(MODELS["deepseek-v3"], 16),
-    Case(MODELS["deepseek-v3"], 16, "fp8"),
-    Case(MODELS["qwen3-30b-a3b"], 128, "int8"),
-)
-TINY = (Case(Model("tiny", 8, 2, 64, 32, 2, ()), 4),)
+@functools.cache
+def _routing(model: Model) -> Routing:
+    return routing(model)  # drawing a synthetic one takes a second
 
 
-def layers(case: Case, device: str) -> list[ExpertSlots]:
-    """As many layers as `ROTATED` asks for, at least two, with random weights."""
-    count = max(2, math.ceil(ROTATED / (case.slot_bytes * case.slots))) if device != "cpu" else 2
-    return [slots_of(case, device, seed) for seed in range(count)]
+class Rotation:
+    """Gives the experts of every call to ones that no call has read for as long as possible.
+
+    The active experts of a batch are renamed: each layer has its experts in a random order, and calls go through it in a
+    circle, layer after layer. Between two readings of an expert lie nearly all weights there are, so a cache
+    smaller than these holds none of it, however popular the expert is in the routing.
+
+    Args:
+        layers: L.
+        experts: held by each.
+        seed: of the orders.
+
+    Example:
+        >>> rotation = Rotation(layers=2, experts=4)
+        >>> dealt = [rotation.deal(np.array([[0, 3]])) for _ in range(4)]
+        >>> [layer for layer, _ in dealt]
+        [0, 1, 0, 1]
+        >>> sorted([*dealt[0][1][0].tolist(), *dealt[2][1][0].tolist()])
+        [0, 1, 2, 3]
+    """
+
+    def __init__(self, layers: int, experts: int, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self.orders = [rng.permutation(experts) for _ in range(layers)]
+        self.first = [0] * layers
+        self.turn = 0
+
+    def deal(self, ids: Ids) -> tuple[int, Ids]:
+        """The layer of the next call, and its ids."""
+        layer, self.turn = self.turn % len(self.orders), self.turn + 1
+        order, first = self.orders[layer], self.first[layer]
+        active, place = np.unique(ids, return_inverse=True)
+        self.first[layer] = (first + len(active)) % len(order)
+        chosen = order[(first + np.arange(len(active))) % len(order)]
+        return layer, chosen[place].reshape(ids.shape).astype(np.int64)
 
 
-def slots_of(case: Case, device: str, seed: int) -> ExpertSlots:
-    """One layer, filled with random weights; on the meta device there is nothing to fill."""
-    m, oss = case.model, case.model.name.startswith("gpt-oss")
-    pair = {"gate_up_proj": (2 * m.inner, m.hidden), "down_proj": (m.hidden, m.inner)}
-    shapes: dict[str, tuple[int, ...]] = {name: s[::-1] for name, s in pair.items()} if oss else dict(pair)
-    if oss:
-        shapes |= {"gate_up_proj_bias": (2 * m.inner,), "down_proj_bias": (m.hidden,)}
-    layout = ExpertLayout(shapes, "gate_up_proj", True, oss, oss, Gate(GPT_OSS if oss else SILU))
-    made = ExpertSlots(
-        layout, range(case.slots), dtype=torch.bfloat16, device=device, quantize=case.quantize, compute="triton"
-    )
-    if device == "meta":
-        return made
-    generator = torch.Generator(device).manual_seed(seed)
-    for s in range(case.slots):
-        drawn = {
-            name: torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16) * m.hidden**-0.5
-            for name, shape in shapes.items()
-        }
-        made.fill(s, drawn)
+@dataclass(frozen=True)
+class Way:
+    """One way to compute: a name for the table and a callable per layer.
+
+    Attributes:
+        name: "janus ..." or "transformers ...".
+        calls: (x [n, H], ids [n, k], weights [n, k]) -> y [n, H], one per layer.
+        copies: weights of so many experts are copied per entry of a batch.
+    """
+
+    name: str
+    calls: list[Call]
+    copies: int = 0
+
+    def needs(self, entries: int, expert_bytes: int) -> int:
+        """Bytes beyond the module that a call with so many entries takes for weights."""
+        return self.copies * entries * expert_bytes
+
+
+def cache_bytes() -> int:
+    """Size of the last-level cache; 0 where the system does not say."""
+    sizes = [_size(p.read_text()) for p in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max(sizes, default=0)
+
+
+def _size(text: str) -> int:
+    unit = {"K": 2**10, "M": 2**20, "G": 2**30}.get(text.strip()[-1:], 1)
+    return int(text.strip().rstrip("KMG")) * unit
+
+
+def available_bytes() -> int:
+    """Memory that can be taken without swapping."""
+    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else ():
+        if line.startswith("MemAvailable"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def layers_wanted(layer_bytes: int, *, cache: int, available: int, working_set: float = WORKING_SET) -> int:
+    """Layers to rotate over: `working_set` bytes or 4 caches, whichever is more, as far as memory goes; at least one.
+
+    Example:
+        >>> layers_wanted(1_200_000_000, cache=480 << 20, available=20_000_000_000)
+        4
+        >>> layers_wanted(1_200_000_000, cache=480 << 20, available=6_000_000_000)
+        2
+    """
+    wanted = max(working_set, TIMES_CACHE * cache)
+    return max(1, min(-(-int(wanted) // layer_bytes), int(MEMORY_SHARE * available) // layer_bytes))
+
+
+def layers_of(case: Case, how_many: int, seed: int = 0) -> list[nn.Module]:
+    """The family's own experts modules over distinct weights, which are slices of one block of memory."""
+    first = skeleton(case.model, case.experts)
+    generator = torch.Generator().manual_seed(seed)
+    blocks = {}
+    for name, p in first.named_parameters():
+        block = torch.empty(how_many * case.experts, *p.shape[1:], dtype=COMPUTE[case.storage])
+        one = torch.empty(p.shape[1:]).normal_(std=p.shape[-1] ** -0.5, generator=generator)
+        blocks[name] = block.copy_(one)  # the same numbers at other addresses: drawing gigabytes takes minutes
+    return split(case.model, blocks, case.experts)
+
+
+def split(model: Model, blocks: dict[str, torch.Tensor], experts: int) -> list[nn.Module]:
+    """Modules of `experts` experts each that share the blocks."""
+    made = []
+    for first in range(0, len(next(iter(blocks.values()))) // experts * experts, experts):
+        module = skeleton(model, experts)
+        for name, block in blocks.items():
+            module.register_parameter(name, nn.Parameter(block[first : first + experts], requires_grad=False))
+        made.append(module)
     return made
 
 
-class Gate(torch.nn.Module):
-    """An experts module without weights, of one formula."""
-
-    def __init__(self, act: Activation) -> None:
-        super().__init__()
-        self._apply_gate = act.apply
-        self.limit, self.alpha = (act.limit if act.clamp else 0.0), act.alpha
-
-
-def batch(case: Case, B: int, device: str, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """B tokens with K distinct experts of E each, evenly drawn; the choices served elsewhere are -1.
-
-    Tokens none of whose choices are here are not sent to an instance: they are drawn again.
-    """
-    g, m = torch.Generator().manual_seed(seed), case.model
-    ids = torch.full((B, m.top_k), -1)
-    missing = torch.arange(B)
-    while len(missing):
-        ids[missing] = torch.rand(len(missing), m.experts, generator=g).argsort(1)[:, : m.top_k]
-        missing = (ids >= case.slots).all(1).nonzero().flatten()
-    ids[ids >= case.slots] = -1
-    x = torch.randn(B, m.hidden, generator=g).to(torch.bfloat16)
-    return x.to(device), ids.to(device), torch.rand(B, m.top_k, generator=g).to(device)
+def skeleton(model: Model, experts: int) -> Any:
+    """The experts module of the model's family with `experts` experts, on the meta device."""
+    package, stem, inner, number = FAMILIES[model.name]
+    module = importlib.import_module(f"transformers.models.{package}.modeling_{package}")
+    config_class = getattr(importlib.import_module(f"transformers.models.{package}"), f"{stem}Config")
+    config = config_class(**{"hidden_size": model.hidden, inner: model.inner, number: experts})
+    config._experts_implementation = "eager"
+    with torch.device("meta"):
+        return getattr(module, f"{stem}Experts")(config).eval()
 
 
-def activated_bytes(case: Case, ids: torch.Tensor) -> int:
-    """Weights that must be read: of every slot that some token chose, once."""
-    return len(set(ids[ids >= 0].tolist())) * case.slot_bytes
+def rivals(modules: list[nn.Module]) -> tuple[list[Way], dict[str, str]]:
+    """Every implementation that transformers has and that runs on this machine, and why the others do not."""
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    names = ["eager", *sorted(name for name in ALL_EXPERTS_FUNCTIONS if name not in ("eager", "janus"))]
+    found, refused = [], {}
+    for name in names:
+        way = Way(f"transformers {name}", [_through(m, name) for m in modules], int(name == "batched_mm"))
+        if reason := _refusal(way.calls[0], modules[0]):
+            refused[way.name] = reason
+        else:
+            found.append(way)
+    return found, refused
 
 
-def theirs(slots: ExpertSlots, how: str) -> Callable[..., torch.Tensor]:
-    """transformers' ``"batched_mm"`` or ``"grouped_mm"`` on the same weights; ImportError where it is not installed."""
-    from transformers.integrations import moe
-
-    module: Any = torch.nn.Module()
-    module.has_gate, module.has_bias = True, slots.layout.has_bias
-    module.is_transposed, module.has_post_expert_norm = slots.layout.is_transposed, False
-    module._apply_gate, module.num_experts = slots.layout.activate, slots.num_slots
-    module._is_expert_parallel = True  # what is served elsewhere has the number one past the last
-    module._parameters = dict(slots.named_parameters())
-    forward = getattr(moe, f"{how}_experts_forward")
-
+def _through(module: Any, name: str) -> Call:
     def call(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        absent = ids < 0
-        return forward(module, x, ids.masked_fill(absent, slots.num_slots), weights.masked_fill(absent, 0).to(x.dtype))
+        module.config._experts_implementation = name
+        return module(x, ids, weights)
 
     return call
 
 
-def h200_row(case: Case, B: int) -> str:
-    """What another kernel took on an H200 at these sizes, for comparison; empty where no row fits."""
-    m, kind = case.model, {None: "bfloat16", "fp8": "fp8_block"}.get(case.quantize, "")
-    for row in csv.DictReader(H200.read_text().splitlines()):
-        sizes = (int(row["hidden_size"]), int(row["inter_size"]), int(row["topk"]), int(row["num_experts"]))
-        slots = int(row["num_experts"]) // int(row["moe_ep_size"])
-        if (*sizes, slots, int(row["num_tokens"]), row["moe_dtype"]) == (
-            m.hidden, m.inner, m.top_k, m.experts, case.slots, B, kind,
-        ):  # fmt: skip
-            return f"SGLang 0.5.14 on an H200: {1e3 * float(row['latency']):.1f} us ({row['distribution']})"
+def _refusal(call: Call, module: nn.Module) -> str:
+    hidden, like = ExpertLayout.of(module).hidden_size, next(module.parameters())
+    x, ids = torch.zeros(1, hidden, dtype=like.dtype), torch.zeros(1, 1, dtype=torch.long)
+    try:
+        call(x, ids, torch.ones(1, 1, dtype=like.dtype))
+    except Exception as error:
+        return f"does not run here: {str(error).splitlines()[0][:120]}"
     return ""
+
+
+def ours(modules: list[nn.Module], storage: str, asked: tuple[str, ...] = COMPUTES) -> tuple[list[Way], dict[str, str]]:
+    """Every way of `JanusMoELayer` that runs here, the one that "auto" takes first, and why the others do not.
+
+    Of a quantised storage that one alone.
+    """
+    if storage in QUANTIZED:
+        return _stored(modules, storage)
+    best = JanusMoELayer(modules[0]).compute
+    found, refused = [], {}
+    for name in sorted(asked, key=lambda name: name != best):
+        try:
+            found.append(Way(f"janus {name}", [JanusMoELayer(m, compute=name) for m in modules]))
+        except JanusError as error:
+            refused[f"janus {name}"] = str(error)
+    return found, refused
+
+
+def _stored(modules: list[nn.Module], storage: str) -> tuple[list[Way], dict[str, str]]:
+    # One way only: each holds a copy of all experts, in 8 bits.
+    if "quantize" not in inspect.signature(JanusMoELayer).parameters:
+        return [], {f"janus {storage}": "this version stores no quantised experts"}
+    layers = [JanusMoELayer(m, quantize=storage) for m in modules]
+    return [Way(f"janus {layers[0].compute}", list(layers))], {}
+
+
+def inputs(case: Case, ids: Ids, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [n, H] and routing weights [n, k] that sum to 1, in the dtype of the activations."""
+    generator, dtype = torch.Generator().manual_seed(seed), COMPUTE[case.storage]
+    x = torch.randn(len(ids), case.model.hidden, generator=generator).to(dtype)
+    weights = torch.rand(ids.shape, generator=generator) + 0.1
+    return x, (weights / weights.sum(dim=1, keepdim=True)).to(dtype)

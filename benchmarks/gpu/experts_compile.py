@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import on_gpu
 import torch
-from experts_cases import CASES, Case, slots_of
+from experts_on_gpu import CASES, Case, slots_of
 from experts_speed import SIZES
 from figures import figure, report
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import on_gpu
 import torch
-from experts_cases import CASES, TINY, batch, slots_of
+from experts_on_gpu import CASES, TINY, batch, slots_of
 from figures import figure, progress, report
 
-import entries  # isort: skip  (the path to it comes with experts_cases)
+import entries  # isort: skip  (the path to it comes with experts_on_gpu)
 
 LAYOUTS = {
     "gate and up": {},

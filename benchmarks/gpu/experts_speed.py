@@ -13,7 +13,7 @@ from typing import Any
 
 import on_gpu
 import torch
-from experts_cases import CASES, TINY, Case, activated_bytes, batch, h200_row, layers, theirs
+from experts_on_gpu import CASES, TINY, Case, activated_bytes, batch, h200_row, layers, theirs
 from figures import figure, progress, report, spread
 
 SIZES = (1, 8, 32, 64, 256, 1024)

@@ -17,7 +17,7 @@ from typing import Any
 
 import on_gpu
 import torch
-from experts_cases import CASES, TINY, Case, batch, layers
+from experts_on_gpu import CASES, TINY, Case, batch, layers
 from figures import figure, progress, report, spread
 from machine import provenance
 

@@ -82,7 +82,13 @@ def test_a_rank_that_makes_no_layer_is_named_in_time(parallel_nursery):
 
 
 JOINT = {"top_k": "top_k", "weights": "weights_dtype", "order": "layer"}
-ALONE = {"shape": "layer.shape", "no tensor": "layer.shape", "ids": "layer.dtype", "kind": "layer.dtype", "dtype": "layer.dtype"}
+ALONE = {
+    "shape": "layer.shape",
+    "no tensor": "layer.shape",
+    "ids": "layer.dtype",
+    "kind": "layer.dtype",
+    "dtype": "layer.dtype",
+}
 
 
 @pytest.mark.parametrize("scope", ["batch", "rank"])

@@ -62,11 +62,6 @@ class ExpertLayout:
         return self.shapes["down_proj"][0 if self.is_transposed else 1]
 
     @property
-    def width(self) -> int:
-        """F: what stands between the projections."""
-        return self.shapes["down_proj"][0 if self.is_transposed else 1]
-
-    @property
     def hidden_size(self) -> int:
         """H: what an expert takes and gives."""
         return self.shapes[self.up][0 if self.is_transposed else 1]
