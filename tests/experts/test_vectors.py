@@ -60,12 +60,16 @@ def _quantized(kind, rows, n):
     return stored, scales, stored.double() * scales.double().repeat_interleave(GROUP, 1)[:, :n]
 
 
-@pytest.mark.parametrize("kind", [*DTYPES, "int8", "fp8"])
+KINDS = [*DTYPES, "int8", "fp8", *(["bfloat16 pairs"] if vectors.has_pairs() else [])]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_product_has_the_same_bits_in_every_tile_and_equals_the_reference(kind):
     for n in (1, 15, 16, 37, 127, 128, 129, 300):
         x = torch.randn(4, n, generator=torch.Generator().manual_seed(1))
-        if kind in DTYPES:
-            stored = torch.randn(4, n, generator=torch.Generator().manual_seed(2)).to(DTYPES[kind])
+        x = x.bfloat16() if kind == "bfloat16 pairs" else x
+        if kind in DTYPES or kind == "bfloat16 pairs":
+            stored = torch.randn(4, n, generator=torch.Generator().manual_seed(2)).to(DTYPES[kind.split()[0]])
             scales, exact = torch.empty(0), stored.double()
         else:
             stored, scales, exact = _quantized(kind, 4, n)
@@ -135,13 +139,11 @@ def _run_outer(kind, rows, tokens, matrix, x, out=None):
 
 def test_entries_are_sorted_by_slot_in_the_order_asked_for_then_by_token():
     ids = np.array([[2, 0], [-1, 2], [0, 1], [2, -1]])
-    runs = sort(ids, np.array([2, 1, 0, 3]))  # slot 0 runs after 1 and 2
+    runs = sort(ids, np.array([2, 1, 0, 3]))
     assert runs.slots.tolist() == [2, 1, 0]
     assert runs.starts.tolist() == [0, 3, 4, 6]
     assert runs.entries.tolist() == [0, 3, 6, 5, 1, 4]
     assert runs.tokens.tolist() == [0, 1, 3, 2, 0, 2]
-    kept = runs.only(np.array([True, False, True]))
-    assert [part.tolist() for part in kept] == [[2, 0], [0, 3, 5], [0, 3, 6, 1, 4], [0, 1, 3, 0, 2]]
     assert [len(part) for part in sort(np.full((3, 2), -1), np.array([0]))] == [0, 1, 0, 0]
     assert [len(part) for part in sort(np.empty((0, 2), np.int64), np.array([0]))] == [0, 1, 0, 0]
 
@@ -151,11 +153,11 @@ def test_every_item_of_a_job_is_done_once_by_whichever_threads_there_are(monkeyp
     if not openmp:
         monkeypatch.setattr(team, "_openmp", lambda: None)
 
-    @numba.cfunc("void(voidptr)")
-    def job(pointer):
-        data = numba.carray(pointer, (1001,), np.int64)
+    @numba.cfunc("void(int64)")
+    def job(address):
+        data = numba.carray(vectors.pointer(address), (1001,), np.int64)
         while True:
-            item = vectors.fetch_and_add(data.ctypes.data)
+            item = vectors.fetch_and_add(address)
             if item >= 1000:
                 break
             data[item + 1] += item

@@ -9,11 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from janus.experts import numba_backend
-from janus.experts.cpu.sorting import Runs
+from janus.experts.cpu.sorting import sort
 from janus.experts.numba_backend import NumbaEngine
 
 if TYPE_CHECKING:
@@ -46,18 +45,22 @@ class MixedEngine(NumbaEngine):
         self.batch_invariant = False
         self.most = most_tokens(slots.dtype)
 
-    def run(self, runs: Runs, x_TH: torch.Tensor, factors_N: npt.NDArray[np.float32], y_TH: torch.Tensor) -> None:
-        """Add what the slots of `runs` compute to `y_TH` (float32)."""
+    def __call__(self, x_TH: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
+        """As `ExpertSlots.forward`."""
+        if slots_TK.numel() <= self.most:
+            return super().__call__(x_TH, slots_TK, weights_TK)
+        runs = sort(slots_TK.contiguous().numpy(), self._order())
         busy_A = np.diff(runs.starts) > self.most
         if not busy_A.any():
-            super().run(runs, x_TH, factors_N, y_TH)
-            return
-        few_N = np.repeat(~busy_A, np.diff(runs.starts))
-        if few_N.any():
-            super().run(runs.only(~busy_A), x_TH, factors_N[few_N], y_TH)
-        layout = self.slots.layout
+            return super().__call__(x_TH, slots_TK, weights_TK)
+        is_busy = torch.zeros(self.slots.num_slots, dtype=torch.bool)
+        is_busy[torch.from_numpy(runs.slots[busy_A])] = True
+        others_TK = torch.where(is_busy[slots_TK.clamp(min=0)], -1, slots_TK)
+        y_TH = self.run(x_TH, others_TK, weights_TK, torch.float32)
+        factors = weights_TK.detach().contiguous().float().view(-1)
         for a in np.flatnonzero(busy_A).tolist():
             one = slice(runs.starts[a], runs.starts[a + 1])
-            tokens_N, factor_N1 = torch.from_numpy(runs.tokens[one]), torch.from_numpy(factors_N[one])[:, None]
-            out_NH = layout.run(self.slots.weights(int(runs.slots[a])), x_TH[tokens_N])
-            y_TH.index_add_(0, tokens_N, out_NH.float() * factor_N1)
+            tokens_N, entries_N = torch.from_numpy(runs.tokens[one]), torch.from_numpy(runs.entries[one])
+            out_NH = self.slots.layout.run(self.slots.weights(int(runs.slots[a])), x_TH[tokens_N])
+            y_TH.index_add_(0, tokens_N, out_NH.float() * factors[entries_N, None])
+        return y_TH.to(x_TH.dtype)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from janus.experts.activation import recognise
-from janus.experts.cpu import columns, rows, team
-from janus.experts.cpu.activating import activate_job
-from janus.experts.cpu.jobs import JOB
-from janus.experts.cpu.sorting import Runs, sort
+from janus.experts.cpu import columns, team
+from janus.experts.cpu.jobs import ACTIVATE, DOWN, JOB, JOB_BYTES, NARROW, PHASES, UP, WIDEN
+from janus.experts.cpu.phases import Kinds, phases
+from janus.experts.cpu.preparing import prepare, workspace_bytes
+from janus.experts.cpu.vectors import SIZES, has_pairs
 from janus.experts.quantized import FORMATS
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 KINDS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 STORED = KINDS | {format.dtype: name for name, format in FORMATS.items()}
-LEAST_ACTIVATED = 8192  # numbers that are worth a thread: microseconds
+NATIVE = (torch.int64, torch.int32)
+ACTIVATED = 8192  # numbers of a block of the activation: microseconds
 ITEMS_PER_THREAD = {False: 8, True: 2}  # [in, out]: enough that threads end together, few enough for long reads
 
 
@@ -34,7 +35,7 @@ def why_not(slots: ExpertSlots) -> str:
 
 
 def make(slots: ExpertSlots) -> NumbaEngine:
-    """The engine of these slots; compiles when a machine first sees a dtype (seconds)."""
+    """The engine of these slots; compiles when a machine first sees a dtype and activation (seconds)."""
     return NumbaEngine(slots)
 
 
@@ -49,76 +50,129 @@ class NumbaEngine:
         slots: to run.
     """
 
-    workspace_bytes = 0
-
     def __init__(self, slots: ExpertSlots) -> None:
-        self.slots = slots
-        kinds = STORED[slots.down_proj.dtype], KINDS[slots.dtype]
-        jobs = columns if slots.layout.is_transposed else rows
-        known = recognise(slots.layout)
-        self.activate = activate_job(known) if known else None
-        self.batch_invariant = known is not None
-        self.between = torch.float32 if known else slots.dtype
-        self.up, self.down = jobs.up_job(*kinds, KINDS[self.between]), jobs.down_job(*kinds)
+        self.slots, self.activation = slots, recognise(slots.layout)
+        self.batch_invariant = self.activation is not None
+        self.prepare = prepare()
+        stored, plain = STORED[slots.down_proj.dtype], KINDS[slots.dtype]
+        pairs = stored == "bfloat16" and has_pairs() and not slots.layout.is_transposed
+        inner, matrix = ("bfloat16", "bfloat16 pairs") if pairs else ("float32", stored)
+        self.kinds = Kinds(matrix, plain, inner, "float32" if self.activation else plain, plain)
+        self._rank: Any = None
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Held between calls: nothing; `needed` tells what a call takes."""
+        return 0
+
+    def needed(self, T: int, K: int, result: str | None = None) -> int:
+        """Bytes of workspace of a call: for T tokens of K experts each, beside its output."""
+        return workspace_bytes(T, K, self.slots.num_slots, self._row_bytes(result or self.kinds.result))
 
     def __call__(self, x_TH: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         """As `ExpertSlots.forward`."""
-        runs = sort(slots_TK.contiguous().numpy(), self.slots.rank_S.numpy())
-        y_TH = torch.zeros(x_TH.shape, dtype=torch.float32)
-        if len(runs.slots):
-            factors_N = weights_TK.detach().reshape(-1).float().numpy()[runs.entries]
-            self.run(runs, x_TH, factors_N, y_TH)
-        return y_TH.to(x_TH.dtype)
+        return self.run(x_TH, slots_TK, weights_TK, x_TH.dtype)
 
-    def run(self, runs: Runs, x_TH: torch.Tensor, factors_N: npt.NDArray[np.float32], y_TH: torch.Tensor) -> None:
-        """Add what the slots of `runs` compute to `y_TH` (float32)."""
-        layout = self.slots.layout
-        num_up = layout.shapes[layout.up][1 if layout.is_transposed else 0]
-        up_N = torch.empty(len(runs.entries), num_up, dtype=self.between)
-        self._run(self.up, layout.up, runs, factors_N, x_TH.detach().float(), up_N)
-        h_NF = self._activated(up_N)
-        self._run(self.down, "down_proj", runs, factors_N, h_NF, y_TH)
+    def run(
+        self, x_TH: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """As `ExpertSlots.forward`, the output in `dtype`: that of the slots, or float32."""
+        (T, H), K, kinds = x_TH.shape, slots_TK.shape[1], self.kinds._replace(result=KINDS[dtype])
+        y_TH = torch.empty(T, H, dtype=dtype)
+        if not T * K:
+            return y_TH.zero_()
+        x_row, y_row, _, _ = self._row_bytes(kinds.result)
+        work = torch.empty(self.needed(T, K, kinds.result), dtype=torch.uint8)
+        ids_TK = (slots_TK if slots_TK.dtype in NATIVE else slots_TK.long()).contiguous()
+        factors_TK = weights_TK.detach().contiguous().float()
+        x_TH, template, order_S = x_TH.detach().contiguous(), self._template(), self._order()
+        code = phases(kinds, self.activation, self.slots.layout.is_transposed)
+        active = self.prepare.ctypes(
+            template.ctypes.data, work.data_ptr(), order_S.ctypes.data, len(order_S), ids_TK.data_ptr(),
+            ids_TK.dtype == torch.int64, factors_TK.data_ptr(), T, K, x_TH.data_ptr(), H * x_TH.element_size(),
+            y_TH.data_ptr(), H * y_TH.element_size(), x_row, y_row, torch.get_num_threads(),
+        )  # fmt: skip
+        if not active:
+            return y_TH.zero_()
+        self._run(code, work)
+        return y_TH
 
-    def _activated(self, up_N: torch.Tensor) -> torch.Tensor:
-        if self.activate is None:
-            return self.slots.layout.activate(up_N).float()
-        h_NF = torch.empty(len(up_N), self.slots.layout.width, dtype=torch.float32)
-        block = max(1, LEAST_ACTIVATED // h_NF.shape[1])
-        told = {
-            "blocks": -(-len(up_N) // block), "block_rows": block, "rows": len(up_N), "n": h_NF.shape[1],
-            "x": up_N.data_ptr(), "x_stride": up_N.stride(0) * up_N.element_size(),
-            "out": h_NF.data_ptr(), "out_stride": 4 * h_NF.stride(0),
-        }  # fmt: skip
-        _start(self.activate, told, alone=told["blocks"] == 1)
-        return h_NF
+    def _run(self, code: Any, work: torch.Tensor) -> None:
+        if self.activation is not None:
+            team.run(code, work.data_ptr())
+            return
+        jobs = work.numpy()[: len(PHASES) * JOB_BYTES].view(JOB)
+        later = jobs[["items"]][DOWN:].copy()
+        jobs["items"][DOWN:] = 0
+        team.run(code, work.data_ptr())
+        N, between = int(jobs["rows"][ACTIVATE]), self.slots.dtype
+        up_N = _at(work, jobs["x"][ACTIVATE], N * int(jobs["x_stride"][ACTIVATE])).view(between).view(N, -1)
+        h_N = _at(work, jobs["out"][ACTIVATE], N * int(jobs["out_stride"][ACTIVATE]))
+        inner = torch.bfloat16 if self.kinds.inner == "bfloat16" else torch.float32
+        h_N.view(inner).view(N, -1).copy_(self.slots.layout.activate(up_N))
+        jobs["items"][:DOWN] = 0
+        jobs["items"][DOWN:] = later["items"]
+        jobs["counter"] = jobs["done"] = 0
+        team.run(code, work.data_ptr())
 
-    def _run(self, job: Any, name: str, runs: Runs, factors_N: Any, x: torch.Tensor, out: torch.Tensor) -> None:
-        parts = self.slots._parameters
+    def _row_bytes(self, result: str) -> tuple[int, int, int, int]:
+        """Of the parts of the workspace, as `preparing.workspace_bytes` takes them."""
+        layout, kinds = self.slots.layout, self.kinds
+        x_row = 0 if kinds.plain == kinds.inner else layout.hidden_size * SIZES[kinds.inner]
+        y_row = 0 if result == "float32" else 4 * layout.hidden_size
+        width = layout.width * (2 if layout.has_gate else 1)
+        return x_row, y_row, width * SIZES[kinds.between], layout.width * SIZES[kinds.inner]
+
+    def _order(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        if self._rank is None or self._rank[0] is not self.slots.rank_S:
+            self._rank = self.slots.rank_S, np.argsort(self.slots.rank_S.numpy())
+        return self._rank[1]
+
+    def _template(self) -> np.ndarray[Any, Any]:
+        """What jobs are told in every call; parameters may have been replaced since the last one."""
+        slots, layout = self.slots, self.slots.layout
+        now = tuple(p.data_ptr() for p in slots._parameters.values() if p is not None)
+        if getattr(self, "_told", (None,))[0] != now:
+            jobs = np.zeros(len(PHASES), JOB)
+            _, _, up_row, h_row = self._row_bytes(self.kinds.result)
+            self._tell(jobs[UP], layout.up)
+            self._tell(jobs[DOWN], "down_proj")
+            jobs[UP]["out_stride"] = jobs[ACTIVATE]["x_stride"] = up_row
+            jobs[ACTIVATE]["out_stride"] = jobs[DOWN]["x_stride"] = h_row
+            jobs[ACTIVATE]["n"], jobs[ACTIVATE]["items"] = layout.width, self.activation is not None
+            jobs[ACTIVATE]["block_rows"] = max(1, ACTIVATED // layout.width)
+            for copy in (WIDEN, NARROW):
+                jobs[copy]["n"], jobs[copy]["x_stride"] = layout.hidden_size, 4 * layout.hidden_size
+            jobs[DOWN]["out_stride"] = 4 * layout.hidden_size
+            self._told = now, jobs
+        return self._told[1]
+
+    def _tell(self, job: Any, name: str) -> None:
+        parts, transposed = self.slots._parameters, self.slots.layout.is_transposed
         matrix, bias, scales = self.slots.get_parameter(name), parts.get(f"{name}_bias"), parts.get(f"{name}_scale")
-        x, size = x.contiguous(), matrix.element_size()
-        num_rows, n = reversed(matrix.shape[1:]) if self.slots.layout.is_transposed else matrix.shape[1:]
-        sharing = len(runs.slots) if job is self.up else 1
-        items = -(-ITEMS_PER_THREAD[self.slots.layout.is_transposed] * torch.get_num_threads() // sharing)
-        least, most = (64, columns.PANEL) if self.slots.layout.is_transposed else (4, num_rows)
-        block = min(most, max(least, -(-num_rows // items) // least * least))
+        rows, n = reversed(matrix.shape[1:]) if transposed else matrix.shape[1:]
         told = {
-            "blocks": -(-num_rows // block), "block_rows": block,
-            "active": len(runs.slots), "slots": runs.slots.ctypes.data, "starts": runs.starts.ctypes.data,
-            "tokens": runs.tokens.ctypes.data, "factors": factors_N.ctypes.data,
-            "matrix": matrix.data_ptr(), "slot_stride": matrix.stride(0) * size, "row_stride": matrix.stride(1) * size,
-            "rows": num_rows, "n": n, "scale_rows": 1, "x": x.data_ptr(), "x_stride": x.stride(0) * 4,
-            "out": out.data_ptr(), "out_stride": out.stride(0) * out.element_size(),
-        }  # fmt: skip
+            "matrix": matrix.data_ptr(),
+            "rows": rows,
+            "n": n,
+            "scale_rows": 1,
+            "items": ITEMS_PER_THREAD[transposed],
+        }
+        told |= {
+            "slot_stride": matrix.stride(0) * matrix.element_size(),
+            "row_stride": matrix.stride(1) * matrix.element_size(),
+        }
+        # least and most of a block, until `preparing` cuts them
+        told |= {"block_rows": 64, "blocks": columns.PANEL} if transposed else {"block_rows": 4, "blocks": rows}
         if scales is not None and self.slots.format is not None:
             told |= {"scales": scales.data_ptr(), "scale_slot_stride": 4 * scales.stride(0)}
             told |= {"scale_row_stride": 4 * scales.stride(1), "scale_rows": self.slots.format.block[0]}
         if bias is not None:
             told |= {"bias": bias.data_ptr(), "bias_stride": bias.stride(0) * bias.element_size()}
-        _start(job, told)
+        for field, value in told.items():
+            job[field] = value
 
 
-def _start(job: Any, told: dict[str, int], *, alone: bool = False) -> None:
-    counter = np.zeros(1, np.int64)
-    told["counter"] = counter.ctypes.data
-    data = np.array([tuple(told.get(name, 0) for name in JOB.names or ())], JOB)
-    team.run(job, data.ctypes.data, alone=alone)
+def _at(work: torch.Tensor, address: Any, size: int) -> torch.Tensor:
+    first = int(address) - work.data_ptr()
+    return work[first : first + size]

@@ -5,20 +5,18 @@ torch's own operations take other paths for other shapes and strides, and with t
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import math
 from typing import Any, cast
 
-import numba
 import numpy as np
 
 from janus.experts.activation import CLAMPS, KINDS, Activation
-from janus.experts.cpu.jobs import JOB, bound, compiled_job
-from janus.experts.cpu.vectors import carray, fetch_and_add, pointer, power_of_two
+from janus.experts.cpu.jobs import DONE, JOB, inlined
+from janus.experts.cpu.vectors import carray, fetch_and_add, pointer, power_of_two, upper_half
 
-# Bound for each formula by `activate_job`.
-formula = curve = exponential = cast("Any", pointer)
+# Bound for each formula by `activate`.
+formula = curve = exponential = rounded = result = cast("Any", pointer)
 clamp = 0
 gated = interleaved = False
 alpha = limit = shift = np.float32(1)
@@ -82,38 +80,45 @@ def _formula(gate: Any, up: Any) -> Any:
     return value * (up + shift)
 
 
-def _activate(job_pointer: Any) -> None:
+def _activate(job: Any) -> None:
     """out[entry, i] = formula of x[entry]; `rows` entries, `n` results each."""
-    d = carray(job_pointer, (1,), JOB)[0]
+    d = carray(pointer(job), (1,), JOB)[0]
     while True:
-        block = fetch_and_add(d.counter)
-        if block >= d.blocks:
+        block = fetch_and_add(job)
+        if block >= d.items:
             break
         for entry in range(block * d.block_rows, min(d.rows, (block + 1) * d.block_rows)):
             n = d.n  # not read again in the loop, which is made of vectors then
-            out = carray(pointer(d.out + entry * d.out_stride), (n,), np.float32)
+            out = carray(pointer(d.out + entry * d.out_stride), (n,), result)
             x = carray(pointer(d.x + entry * d.x_stride), (2 * n,), np.float32)
             for i in range(n):
                 if not gated:
-                    out[i] = curve(x[i])
+                    out[i] = rounded(curve(x[i]))
                 elif interleaved:
-                    out[i] = formula(x[2 * i], x[2 * i + 1])
+                    out[i] = rounded(formula(x[2 * i], x[2 * i + 1]))
                 else:
-                    out[i] = formula(x[i], x[n + i])
+                    out[i] = rounded(formula(x[i], x[n + i]))
+        fetch_and_add(job + DONE)
 
 
-@functools.cache
-def activate_job(activation: Activation) -> Any:
-    """[N, 2F], or [N, F] without a gate, to [N, F]."""
+def _same(value: Any) -> Any:
+    return value
 
-    def inlined(function: Any, **names: Any) -> Any:
-        return numba.njit(error_model="numpy", inline="always")(bound(function, name, **names))
 
+def activate(activation: Activation, results: str) -> Any:
+    """[N, 2F], or [N, F] without a gate, to [N, F].
+
+    Args:
+        activation: the formula.
+        results: kind of what is written, float32 or bfloat16.
+    """
     act = activation
-    name = f"{act.kind}_{hashlib.sha256(repr(act).encode()).hexdigest()[:8]}"
+    name = f"{act.kind}_{results}_{hashlib.sha256(repr(act).encode()).hexdigest()[:8]}"
     numbers = {"alpha": np.float32(act.alpha), "limit": np.float32(act.limit), "shift": np.float32(act.shift)}
     numbers |= {"clamp": CLAMPS.index(act.clamp), "gated": act.gated, "interleaved": act.interleaved}
-    exp = inlined(_exponential)
-    curve = inlined(CURVES[act.kind], exponential=exp, **numbers)
-    whole = inlined(_formula, curve=curve, **numbers)
-    return compiled_job(bound(_activate, name, curve=curve, formula=whole, **numbers))
+    exp = inlined(_exponential, name)
+    curve = inlined(CURVES[act.kind], name, exponential=exp, **numbers)
+    whole = inlined(_formula, name, curve=curve, **numbers)
+    is_half = results == "bfloat16"
+    names = {"result": np.uint16 if is_half else np.float32, "rounded": upper_half if is_half else inlined(_same, name)}
+    return inlined(_activate, name, curve=curve, formula=whole, **names, **numbers)

@@ -5,14 +5,12 @@ As `rows`, with panels of columns in place of blocks of rows.
 
 from __future__ import annotations
 
-import functools
 from typing import Any, cast
 
-import numba
 import numpy as np
 
 from janus.experts.cpu.inner import GROUP
-from janus.experts.cpu.jobs import JOB, bound, compiled_job
+from janus.experts.cpu.jobs import DONE, JOB, inlined
 from janus.experts.cpu.outer import outer
 from janus.experts.cpu.vectors import SCALED, SIZES, carray, fetch_and_add, loaded, pointer, stored
 
@@ -20,7 +18,7 @@ ROWS = 4  # of a tile: sums are read and written once for so many
 TOKENS = 4  # of a tile
 TOGETHER = 16  # tokens whose sums stay in the cache while a panel's rows go by
 PANEL = 1024  # most columns
-# Bound for each kind of weights by `_job`: what a tile computes by its number of tokens, with all its rows or one.
+# Bound for each kind of weights by `_made`: what a tile computes by its number of tokens, with all its rows or one.
 wide_1 = wide_2 = wide_3 = wide_4 = one_1 = one_2 = one_3 = one_4 = load = store = single = products = add_rows = (
     panel
 ) = cast("Any", outer)
@@ -83,16 +81,16 @@ def _add(
         row += some
 
 
-def _up(job_pointer: Any) -> None:
-    d = carray(job_pointer, (1,), JOB)[0]
+def _up(job: Any) -> None:
+    d = carray(pointer(job), (1,), JOB)[0]
     slots = carray(pointer(d.slots), (d.active,), np.int64)
     starts = carray(pointer(d.starts), (d.active + 1,), np.int64)
     tokens = carray(pointer(d.tokens), (starts[d.active],), np.int64)
     x, rows = np.empty(TOKENS, np.int64), np.empty(TOGETHER, np.int64)
     sums, parts = np.empty((TOGETHER, PANEL), np.float32), np.empty((TOGETHER, PANEL), np.float32)
     while True:
-        item = fetch_and_add(d.counter)
-        if item >= d.blocks * d.active:
+        item = fetch_and_add(job)
+        if item >= d.items:
             break
         a, column = item // d.blocks, item % d.blocks * d.block_rows
         columns = min(d.block_rows, d.rows - column)
@@ -106,10 +104,11 @@ def _up(job_pointer: Any) -> None:
                 shift = load(bias + (column + i) * bias_size) if d.bias else np.float32(0)
                 for j in range(many):
                     store(d.out + (first + j) * d.out_stride + (column + i) * out_size, sums[j, i] + shift)
+        fetch_and_add(job + DONE)
 
 
-def _down(job_pointer: Any) -> None:
-    d = carray(job_pointer, (1,), JOB)[0]
+def _down(job: Any) -> None:
+    d = carray(pointer(job), (1,), JOB)[0]
     slots = carray(pointer(d.slots), (d.active,), np.int64)
     starts = carray(pointer(d.starts), (d.active + 1,), np.int64)
     tokens = carray(pointer(d.tokens), (starts[d.active],), np.int64)
@@ -117,8 +116,8 @@ def _down(job_pointer: Any) -> None:
     x, rows = np.empty(TOKENS, np.int64), np.empty(TOGETHER, np.int64)
     sums, parts = np.empty((TOGETHER, PANEL), np.float32), np.empty((TOGETHER, PANEL), np.float32)
     while True:
-        block = fetch_and_add(d.counter)
-        if block >= d.blocks:
+        block = fetch_and_add(job)
+        if block >= d.items:
             break
         column = block * d.block_rows
         columns = min(d.block_rows, d.rows - column)
@@ -134,29 +133,27 @@ def _down(job_pointer: Any) -> None:
                     for i in range(columns):
                         shift = load(bias + (column + i) * bias_size) if d.bias else np.float32(0)
                         y[column + i] += factors[first + j] * (sums[j, i] + shift)
+        fetch_and_add(job + DONE)
 
 
-@functools.cache
-def up_job(kind: str, biases: str, results: str) -> Any:
-    """As `rows.up_job`."""
-    return _job(_up, kind, biases, results)
+def up(kind: str, biases: str, results: str) -> Any:
+    """As `rows.up`."""
+    return _made(_up, kind, biases, results)
 
 
-@functools.cache
-def down_job(kind: str, biases: str) -> Any:
-    """As `rows.down_job`."""
-    return _job(_down, kind, biases, "float32")
+def down(kind: str, biases: str) -> Any:
+    """As `rows.down`."""
+    return _made(_down, kind, biases, "float32")
 
 
-def _job(function: Any, kind: str, biases: str, results: str) -> Any:
-    name = f"{kind}_{biases}_{results}"
+def _made(function: Any, kind: str, biases: str, results: str) -> Any:
+    name = f"columns_{kind}_{biases}_{results}"
     tiles = {f"wide_{n}": outer(kind, ROWS, n) for n in range(1, 5)} | {
         f"one_{n}": outer(kind, 1, n) for n in range(1, 5)
     }
-    compiled = numba.njit(error_model="numpy")(bound(_products, name, **tiles))
-    names: dict[str, Any] = {"products": compiled, "weight": SIZES[kind], "single": loaded("float32")}
-    names["factor"] = np.float32(SCALED.get(kind, 0))
-    names["add_rows"] = numba.njit(error_model="numpy")(bound(_add, name, **names))
-    names["panel"] = numba.njit(error_model="numpy")(bound(_panel, name, **names))
+    names: dict[str, Any] = {"products": inlined(_products, name, **tiles), "single": loaded("float32")}
+    names |= {"weight": SIZES[kind], "factor": np.float32(SCALED.get(kind, 0))}
+    names["add_rows"] = inlined(_add, name, **names)
+    names["panel"] = inlined(_panel, name, **names)
     names |= {"load": loaded(biases), "bias_size": SIZES[biases], "store": stored(results), "out_size": SIZES[results]}
-    return compiled_job(bound(function, f"columns_{name}", **names))
+    return inlined(function, name, **names)

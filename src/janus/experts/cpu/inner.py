@@ -16,10 +16,12 @@ from numba.extending import intrinsic
 
 from janus.experts.cpu.vectors import (
     F32,
+    I16,
     I64,
     LINE,
     SCALED,
     SIZES,
+    add_pairs,
     declared,
     load,
     multiply_add,
@@ -32,6 +34,8 @@ from janus.experts.cpu.vectors import (
     weights,
 )  # fmt: skip
 
+PAIRS = "bfloat16 pairs"
+AHEAD = 2048  # bytes
 GROUP = 128  # elements of a row that share a scale
 
 
@@ -63,7 +67,8 @@ class _Tile:
     def __init__(self, b: Any, kind: str, rows: int, tokens: int, arguments: Sequence[Any]) -> None:
         matrix, stride, scales, scale_stride, x, self.n, self.out = arguments
         self.b, self.kind = b, kind
-        self.ahead = b.mul(stride, number(rows))  # the same place in the tile that comes next
+        # the same place in the tile that comes next; a row alone is part of one long run
+        self.ahead = b.mul(stride, number(rows)) if rows > 1 else number(AHEAD)
         self.rows = [b.add(matrix, b.mul(stride, number(i))) for i in range(rows)]
         self.scales = [b.add(scales, b.mul(scale_stride, number(i))) for i in range(rows)]
         self.tokens = [load(b, I64, 1, b.add(x, number(8 * j))) for j in range(tokens)]
@@ -71,7 +76,8 @@ class _Tile:
     def write(self) -> None:
         b, lanes = self.b, tile()[0]
         sums, rest = self._zeros(lanes), self._zeros(1)
-        whole = b.mul(b.sdiv(self.n, number(lanes)), number(lanes))
+        step = 2 * lanes if self.kind == PAIRS else lanes
+        whole = b.mul(b.sdiv(self.n, number(step)), number(step))
         if self.kind in SCALED:
             groups = b.sdiv(b.add(whole, number(GROUP - 1)), number(GROUP))
             with cgutils.for_range_slice(b, number(0), groups, number(1), inc=True) as (group, _):
@@ -104,6 +110,9 @@ class _Tile:
     def _loop(self, sums: list[Any], lanes: int, first: Any, last: Any, scales: list[Any] | None) -> None:
         """Cache line by cache line, then vector by vector."""
         b, line = self.b, max(lanes, LINE // SIZES[self.kind])
+        if self.kind == PAIRS:
+            self._pairs(sums, first, last)
+            return
         lines = b.add(first, b.mul(b.sdiv(b.sub(last, first), number(line)), number(line)))
         with cgutils.for_range_slice(b, first, lines, number(line), inc=True) as (element, _):
             at = b.add(b.mul(element, number(SIZES[self.kind])), self.ahead)
@@ -114,15 +123,29 @@ class _Tile:
         with cgutils.for_range_slice(b, lines, last, number(lanes), inc=True) as (element, _):
             self._step(sums, lanes, element, scales)
 
+    def _pairs(self, sums: list[Any], first: Any, last: Any) -> None:
+        b = self.b
+        with cgutils.for_range_slice(b, first, last, number(32), inc=True) as (element, _):
+            at = b.mul(element, number(2))
+            for row in self.rows:
+                prefetch(b, b.add(row, b.add(at, self.ahead)))
+            made = [load(b, I16, 32, b.add(row, at)) for row in self.rows]
+            for j, token in enumerate(self.tokens):
+                x = load(b, I16, 32, b.add(token, at))
+                for i, w in enumerate(made):
+                    where = sums[i * len(self.tokens) + j]
+                    b.store(add_pairs(b, w, x, b.load(where)), where)
+
     def _step(self, sums: list[Any], lanes: int, element: Any, scales: list[Any] | None) -> None:
         """Add the products of `lanes` elements from number `element` on."""
         b = self.b
-        at, at4 = b.mul(element, number(SIZES[self.kind])), b.mul(element, number(4))
+        x_kind = "bfloat16" if self.kind == PAIRS else "float32"
+        at, at_x = b.mul(element, number(SIZES[self.kind])), b.mul(element, number(SIZES[x_kind]))
         made = [weights(b, self.kind, lanes, b.add(row, at)) for row in self.rows]
         if scales is not None:
             made = [b.fmul(w, spread(b, scale, lanes)) for w, scale in zip(made, scales, strict=True)]
         for j, token in enumerate(self.tokens):
-            x = load(b, F32, lanes, b.add(token, at4))
+            x = weights(b, x_kind, lanes, b.add(token, at_x))
             for i, w in enumerate(made):
                 where = sums[i * len(self.tokens) + j]
                 b.store(multiply_add(b, lanes, w, x, b.load(where)), where)

@@ -1,4 +1,4 @@
-"""What a job is told, and how it is compiled: once per machine, kept on disk."""
+"""What the parts of a call are told, and how their code is compiled: once per machine, kept on disk."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from janus.experts.cpu.vectors import tile
 
 # All int64. A stride is in bytes; a slot's matrix has `rows` results of `n` terms each.
 FIELDS = (
-    "counter",  # address of the number of the next item
-    "blocks", "block_rows",  # items of a slot (up) or of all (down), and results of each
-    "active", "slots", "starts", "tokens", "factors",  # `Runs`: their number, and addresses; float32 routing weights
+    "counter", "done",  # number of the next item, and of those finished: first and second, threads change them
+    "items", "blocks", "block_rows",  # of all; of one slot (up); results of each
+    "active", "slots", "starts", "tokens", "factors",  # activated slots, and addresses of what `preparing` says of them
     "matrix", "slot_stride", "row_stride", "rows", "n",
     "scales", "scale_slot_stride", "scale_row_stride", "scale_rows",  # scale_rows: rows that share a scale
-    "bias", "bias_stride", "x", "x_stride", "out", "out_stride",
+    "bias", "bias_stride", "x", "x_stride", "out", "out_stride", "cleared",  # cleared: of float32 [rows, n], set to zero
 )  # fmt: skip
 JOB = np.dtype([(name, np.int64) for name in FIELDS])
+JOB_BYTES = JOB.itemsize
+DONE = 8  # bytes from the start of a job to its number of finished items
+PHASES = WIDEN, UP, ACTIVATE, DOWN, NARROW = range(5)  # a call's jobs, in their order in memory and time
 
 
 def bound(function: Callable[..., Any], name: str, **names: Any) -> Any:
@@ -39,9 +42,14 @@ def bound(function: Callable[..., Any], name: str, **names: Any) -> Any:
     return made
 
 
-def compiled_job(function: Callable[..., Any]) -> Any:
-    """A C function of one pointer to a `JOB`, which threads run side by side."""
-    signature = types.void(types.voidptr)
+def inlined(function: Callable[..., Any], name: str, **names: Any) -> Any:
+    """Such a function for compiled code to call."""
+    return numba.njit(error_model="numpy")(bound(function, name, **names))
+
+
+def entry(function: Callable[..., Any], result: Any = types.void, arguments: int = 1) -> Any:
+    """A C function of int64 arguments."""
+    signature = result(*[types.int64] * arguments)
     try:
         return numba.cfunc(signature, cache=True, error_model="numpy")(function)
     except RuntimeError:  # no folder that numba may write to: each process compiles anew, in seconds

@@ -6,27 +6,29 @@ results do not depend on how many threads there are.
 
 from __future__ import annotations
 
-import functools
 from typing import Any, cast
 
-import numba
 import numpy as np
 
 from janus.experts.cpu.inner import inner
-from janus.experts.cpu.jobs import JOB, bound, compiled_job
+from janus.experts.cpu.jobs import DONE, JOB, inlined
 from janus.experts.cpu.vectors import SIZES, carray, fetch_and_add, loaded, pointer, stored, tile
 
 TOKENS = 4  # of a tile
-# Bound for each kind of weights by `_job`: what a tile computes by its number of tokens, with all its rows or one.
+LONG = {"float32": 4}  # tokens of a slot up to which its rows are read one after the other, by kind; 1 elsewhere
+# Bound for each kind of weights by `_made`: what a tile computes by its number of tokens, with all its rows or one.
 wide_1 = wide_2 = wide_3 = wide_4 = one_1 = one_2 = one_3 = one_4 = load = store = products = cast("Any", inner)
-bias_size = out_size = most = 0
+bias_size = out_size = most = few = 0
 
 
 def _products(
-    matrix: Any, stride: Any, scales: Any, scale_stride: Any, rows: Any, x: Any, many: Any, n: Any, out: Any
+    matrix: Any, stride: Any, scales: Any, scale_stride: Any, rows: Any, x: Any, many: Any, n: Any, out: Any, long: Any
 ) -> None:
-    """float32 [rows, many] at `out`: up to a tile of weight rows times up to a tile of tokens."""
-    if rows == most:
+    """float32 [rows, many] at `out`: up to a tile of weight rows times up to a tile of tokens.
+
+    long: row by row, because one long run of memory is read faster than several side by side.
+    """
+    if rows == most and not long:
         if many == 4:
             wide_4(matrix, stride, scales, scale_stride, x, n, out)
         elif many == 3:
@@ -48,17 +50,18 @@ def _products(
             one_1(row, stride, scale, scale_stride, x, n, to)
 
 
-def _up(job_pointer: Any) -> None:
-    d = carray(job_pointer, (1,), JOB)[0]
+def _up(job: Any) -> None:
+    d = carray(pointer(job), (1,), JOB)[0]
     slots = carray(pointer(d.slots), (d.active,), np.int64)
     starts = carray(pointer(d.starts), (d.active + 1,), np.int64)
     tokens = carray(pointer(d.tokens), (starts[d.active],), np.int64)
     x, out = np.empty(TOKENS, np.int64), np.empty(TOKENS * most, np.float32)
     while True:
-        item = fetch_and_add(d.counter)
-        if item >= d.blocks * d.active:
+        item = fetch_and_add(job)
+        if item >= d.items:
             break
         a, block = item // d.blocks, item % d.blocks
+        long = starts[a + 1] - starts[a] <= few
         bias = d.bias + slots[a] * d.bias_stride
         last = min(d.rows, (block + 1) * d.block_rows)
         for row in range(block * d.block_rows, last, most):
@@ -70,26 +73,28 @@ def _up(job_pointer: Any) -> None:
                 many = min(TOKENS, starts[a + 1] - first)
                 for j in range(many):
                     x[j] = d.x + tokens[first + j] * d.x_stride
-                products(matrix, d.row_stride, scales, step, rows, x.ctypes.data, many, d.n, out.ctypes.data)
+                products(matrix, d.row_stride, scales, step, rows, x.ctypes.data, many, d.n, out.ctypes.data, long)
                 for i in range(rows):
                     shift = load(bias + (row + i) * bias_size) if d.bias else np.float32(0)
                     for j in range(many):
                         store(d.out + (first + j) * d.out_stride + (row + i) * out_size, out[i * many + j] + shift)
+        fetch_and_add(job + DONE)
 
 
-def _down(job_pointer: Any) -> None:
-    d = carray(job_pointer, (1,), JOB)[0]
+def _down(job: Any) -> None:
+    d = carray(pointer(job), (1,), JOB)[0]
     slots = carray(pointer(d.slots), (d.active,), np.int64)
     starts = carray(pointer(d.starts), (d.active + 1,), np.int64)
     tokens = carray(pointer(d.tokens), (starts[d.active],), np.int64)
     factors = carray(pointer(d.factors), (starts[d.active],), np.float32)
     x, out = np.empty(TOKENS, np.int64), np.empty(TOKENS * most, np.float32)
     while True:
-        block = fetch_and_add(d.counter)
-        if block >= d.blocks:
+        block = fetch_and_add(job)
+        if block >= d.items:
             break
         begin, last = block * d.block_rows, min(d.rows, (block + 1) * d.block_rows)
         for a in range(d.active):
+            long = starts[a + 1] - starts[a] <= few
             bias = d.bias + slots[a] * d.bias_stride
             for row in range(begin, last, most):
                 rows = min(most, last - row)
@@ -100,16 +105,16 @@ def _down(job_pointer: Any) -> None:
                     many = min(TOKENS, starts[a + 1] - first)
                     for j in range(many):
                         x[j] = d.x + (first + j) * d.x_stride
-                    products(matrix, d.row_stride, scales, step, rows, x.ctypes.data, many, d.n, out.ctypes.data)
+                    products(matrix, d.row_stride, scales, step, rows, x.ctypes.data, many, d.n, out.ctypes.data, long)
                     for i in range(rows):
                         shift = load(bias + (row + i) * bias_size) if d.bias else np.float32(0)
                         for j in range(many):
                             y = carray(pointer(d.out + tokens[first + j] * d.out_stride), (d.rows,), np.float32)
                             y[row + i] += factors[first + j] * (out[i * many + j] + shift)
+        fetch_and_add(job + DONE)
 
 
-@functools.cache
-def up_job(kind: str, biases: str, results: str) -> Any:
+def up(kind: str, biases: str, results: str) -> Any:
     """out[entry, row] = matrix[slot, row] . x[token of entry] + bias[slot, row].
 
     Args:
@@ -117,11 +122,10 @@ def up_job(kind: str, biases: str, results: str) -> Any:
         biases: kind of the bias.
         results: kind of `out`.
     """
-    return _job(_up, kind, biases, results)
+    return _made(_up, kind, biases, results)
 
 
-@functools.cache
-def down_job(kind: str, biases: str) -> Any:
+def down(kind: str, biases: str) -> Any:
     """out[token, row] += factor[entry] * (matrix[slot, row] . x[entry] + bias[slot, row]), in float32.
 
     A block of rows goes through all slots in their order: each sum is made by one thread, in one order.
@@ -130,14 +134,14 @@ def down_job(kind: str, biases: str) -> Any:
         kind: of the matrix.
         biases: kind of the bias.
     """
-    return _job(_down, kind, biases, "float32")
+    return _made(_down, kind, biases, "float32")
 
 
-def _job(function: Any, kind: str, biases: str, results: str) -> Any:
-    rows, name = tile()[1], f"{kind}_{biases}_{results}"
+def _made(function: Any, kind: str, biases: str, results: str) -> Any:
+    rows, name = tile()[1], f"{kind}_{biases}_{results}".replace(" ", "_")
     tiles = {f"wide_{n}": inner(kind, rows, n) for n in range(1, 5)} | {
         f"one_{n}": inner(kind, 1, n) for n in range(1, 5)
     }
-    compiled = numba.njit(error_model="numpy")(bound(_products, name, most=rows, **tiles))
-    names = {"load": loaded(biases), "bias_size": SIZES[biases], "store": stored(results), "out_size": SIZES[results]}
-    return compiled_job(bound(function, name, products=compiled, most=rows, **names))
+    names = {"products": inlined(_products, name, most=rows, **tiles), "few": LONG.get(kind, 1), "most": rows}
+    names |= {"load": loaded(biases), "bias_size": SIZES[biases], "store": stored(results), "out_size": SIZES[results]}
+    return inlined(function, name, **names)

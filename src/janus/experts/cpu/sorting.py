@@ -27,22 +27,15 @@ class Runs(NamedTuple):
     entries: Int64Array
     tokens: Int64Array
 
-    def only(self, kept_A: npt.NDArray[np.bool_]) -> Runs:
-        """The entries of some of the slots."""
-        counts = np.diff(self.starts)
-        kept_N = np.repeat(kept_A, counts)
-        starts = np.concatenate([[0], np.cumsum(counts[kept_A])])
-        return Runs(self.slots[kept_A], starts, self.entries[kept_N], self.tokens[kept_N])
 
-
-def sort(slots_TK: npt.NDArray[np.integer], rank_S: Int64Array) -> Runs:
+def sort(slots_TK: npt.NDArray[np.integer], order_S: Int64Array) -> Runs:
     """Sort the entries of a batch; -1 is left out.
 
     Args:
         slots_TK: [T, K], int32 or int64, C-contiguous, values -1 .. S - 1.
-        rank_S: place of each slot in the order in which they are to run.
+        order_S: the slots in the order in which they are to run.
     """
-    return Runs(*_sort(slots_TK, np.argsort(rank_S)))
+    return Runs(*_sort(slots_TK, order_S))
 
 
 @compiled

@@ -14,7 +14,14 @@ from numba.extending import intrinsic
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F16, F32 = ir.HalfType(), ir.FloatType()
 ALIGNED = {I8: 1, I16: 2, F16: 2, I32: 4, F32: 4, I64: 8}  # bytes
-SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "fp8": 1}  # bytes of a weight, by kind
+SIZES = {
+    "float32": 4,
+    "bfloat16": 2,
+    "bfloat16 pairs": 2,
+    "float16": 2,
+    "int8": 1,
+    "fp8": 1,
+}  # bytes of a weight, by kind
 LINE = 64  # bytes of a cache line
 SCALED = {
     "int8": 1.0,
@@ -34,6 +41,13 @@ def tile() -> tuple[int, int, int]:
     if binding.get_default_triple().startswith(("aarch64", "arm64")):
         return 4, 4, 4
     return 8, 2, 4
+
+
+@functools.cache
+def has_pairs() -> bool:
+    """Whether this machine multiplies pairs of bfloat16 and adds both products in one instruction (AVX512_BF16)."""
+    features = binding.get_host_cpu_features()
+    return bool(features.get("avx512f") and features.get("avx512bf16"))
 
 
 def vector(element: ir.Type, lanes: int) -> ir.Type:
@@ -95,6 +109,26 @@ def multiply_add(b: Any, lanes: int, left: Any, right: Any, term: Any) -> Any:
     return b.call(declared(b.module, name, wide, [wide] * 3), [left, right, term])
 
 
+class _BFloat(ir.Type):
+    """LLVM's bfloat, which llvmlite does not have."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash("bfloat")
+
+
+def add_pairs(b: Any, left: Any, right: Any, term: Any) -> Any:
+    """term[i] + left[2 i] * right[2 i] + left[2 i + 1] * right[2 i + 1], for 16 lanes; left and right as 32 int16."""
+    wide, halves = vector(F32, 16), ir.VectorType(_BFloat(), 32)
+    call = declared(b.module, "llvm.x86.avx512bf16.dpbf16ps.512", wide, [wide, halves, halves])
+    return b.call(call, [term, b.bitcast(left, halves), b.bitcast(right, halves)])
+
+
 def prefetch(b: Any, address: Any) -> None:
     """Ask for the cache line at an address, to be read soon; any address will do."""
     pointer = I8.as_pointer()
@@ -153,13 +187,40 @@ def _power_of_two(_typing: Any, exponent: Any) -> Any:
 
 
 @intrinsic
+def _as_upper_half(_typing: Any, value: Any) -> Any:
+    """float32 -> the bits of the nearest bfloat16, as uint16."""
+    return types.uint16(types.float32), lambda _context, b, _signature, arguments: _upper_half(b, arguments[0])
+
+
+@intrinsic
 def _fetch_and_add(_typing: Any, address: Any) -> Any:
     """The int64 at `address`, which is one more for whoever asks next: how threads share out work."""
 
     def codegen(_context: Any, b: Any, _signature: Any, arguments: Sequence[Any]) -> Any:
-        return b.atomic_rmw("add", b.inttoptr(arguments[0], I64.as_pointer()), number(1), "monotonic")
+        return b.atomic_rmw("add", b.inttoptr(arguments[0], I64.as_pointer()), number(1), "acq_rel")
 
     return types.int64(types.int64), codegen
+
+
+@intrinsic
+def _read_shared(_typing: Any, address: Any) -> Any:
+    """The int64 at `address`, and with it everything that threads wrote before they changed it."""
+
+    def codegen(_context: Any, b: Any, _signature: Any, arguments: Sequence[Any]) -> Any:
+        return b.load_atomic(b.inttoptr(arguments[0], I64.as_pointer()), "acquire", 8)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def _give_way(_typing: Any) -> Any:
+    """Let another thread have this core, if one waits for it."""
+
+    def codegen(context: Any, b: Any, _signature: Any, _arguments: Sequence[Any]) -> Any:
+        b.call(declared(b.module, "sched_yield", I32, []), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
 
 
 @intrinsic
@@ -169,7 +230,8 @@ def _pointer(_typing: Any, address: Any) -> Any:
 
 
 # numba gives the first parameter itself
-power_of_two, fetch_and_add, pointer = (
-    cast("Callable[..., Any]", f) for f in (_power_of_two, _fetch_and_add, _pointer)
+power_of_two, upper_half, fetch_and_add, read_shared, give_way, pointer = (
+    cast("Callable[..., Any]", f)
+    for f in (_power_of_two, _as_upper_half, _fetch_and_add, _read_shared, _give_way, _pointer)
 )
 carray: Any = numba.carray  # of any type in compiled code
