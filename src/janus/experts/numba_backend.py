@@ -10,6 +10,7 @@ import torch
 from janus.experts.activation import recognise
 from janus.experts.cpu import columns, team
 from janus.experts.cpu.jobs import ACTIVATE, DOWN, JOB, JOB_BYTES, NARROW, PHASES, UP, WIDEN
+from janus.experts.cpu.pages import enlarge
 from janus.experts.cpu.phases import Kinds, phases
 from janus.experts.cpu.preparing import prepare, workspace_bytes
 from janus.experts.cpu.vectors import SIZES, has_pairs
@@ -59,6 +60,9 @@ class NumbaEngine:
         inner, matrix = ("bfloat16", "bfloat16 pairs") if pairs else ("float32", stored)
         self.kinds = Kinds(matrix, plain, inner, "float32" if self.activation else plain, plain)
         self._rank: Any = None
+        for p in slots._parameters.values():
+            if p is not None:
+                enlarge(p, now=True)
 
     @property
     def workspace_bytes(self) -> int:

@@ -10,6 +10,7 @@ from torch import nn
 
 from janus.errors import JanusError
 from janus.experts.backends import Engine, choose, make
+from janus.experts.cpu.pages import enlarge
 from janus.experts.grad import way_for_grad
 from janus.experts.layout import ExpertLayout, Weights
 from janus.experts.quantized import Format, named
@@ -57,6 +58,7 @@ class ExpertSlots(nn.Module):
         self.register_buffer("computed_0", torch.empty(0, dtype=dtype, device=device), persistent=False)
         for name, (shape, stored) in parameters(layout, self.format, dtype).items():
             empty = torch.empty((len(self.experts), *shape), dtype=stored, device=device)
+            enlarge(empty, now=False)
             self.register_parameter(name, nn.Parameter(empty, requires_grad=False))
         for name, part in layout.parts.items():  # so that it moves, and is saved, with the weights
             self.add_module(name, part)

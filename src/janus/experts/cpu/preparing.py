@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numba.core import types
 
-from janus.experts.cpu.jobs import ACTIVATE, DOWN, JOB, JOB_BYTES, NARROW, PHASES, UP, WIDEN, bound, entry
+from janus.experts.cpu.jobs import ACTIVATE, DOWN, JOB, JOB_BYTES, NARROW, PHASES, UP, WIDEN, bound, entry, inlined
 from janus.experts.cpu.vectors import carray, pointer
 
 ALIGNED = 64  # bytes; every part of the workspace starts at a cache line
@@ -98,13 +98,11 @@ def _cut_rows(rows: Any, least: Any, most: Any, wanted: Any, sharing: Any) -> An
     return -(-rows // size), size
 
 
-_next = _cut = _next_line
+_next = _cut = cast("Any", _next_line)  # bound by `prepare`
 
 
 @functools.cache
 def prepare() -> Any:
     """A C function that returns the number of activated slots; its arguments are those of `_prepare`."""
-    from janus.experts.cpu.jobs import inlined
-
     names = {"_next": inlined(_next_line, "all"), "_cut": inlined(_cut_rows, "all")}
     return entry(bound(_prepare, "all", **names), types.int64, 16)
