@@ -115,16 +115,14 @@ def forward(folder: Path) -> list[dict[str, Any]]:
 
     warm(folder)
     layer, found = JanusMoELayer.from_checkpoint(folder / "model"), []
-    E, K, H, F = layer.num_experts, SIZES["num_experts_per_tok"], SIZES["hidden_size"], SIZES["intermediate_size"]
+    E, K, H = layer.num_experts, SIZES["num_experts_per_tok"], SIZES["hidden_size"]
     for B in BATCHES:
         x, weights = torch.randn(B, H), torch.full((B, K), 1 / K)
         ids = torch.stack([torch.arange(B) % E, (torch.arange(B) + 1) % E], dim=1)
         with growth() as grown, torch.inference_mode():
             for _ in range(3):
                 layer(x, ids, weights)
-        workspace = layer.slots.engine(layer.compute).workspace_bytes / MB
-        rows = B * K * (2 * H + 3 * F) * 4 / MB  # every entry's input, hidden states and output, at once
-        parts = {"workspace": workspace, "activations": rows}
+        parts = {"workspace": layer.workspace_bytes(B, K) / MB, "output": x.nbytes / MB}
         found.append(within(f"forward of {B} tokens, {layer.compute}", grown(), parts))
     return found
 

@@ -278,6 +278,15 @@ class JanusMoELayer(PlacedSlots):
         """
         return self._chooser.serving(self.placement).assignment(topk_ids)
 
+    def workspace_bytes(self, tokens: int, top_k: int) -> int:
+        """Bytes that a call takes at most beside the slots, its arguments and its output; on a GPU they are kept.
+
+        Args:
+            tokens: T of the call.
+            top_k: K of the call.
+        """
+        return self.slots.engine(self.slots.compute).needed(tokens, top_k)
+
     @property
     def bad_ids(self) -> int:
         """Ids out of range that counted as -1 so far, on a GPU without `check_ids`; reading it is a host sync."""

@@ -137,3 +137,15 @@ def test_slots_that_change_their_dtype_are_run_in_the_new_one():
     y = slots.to(torch.bfloat16)(x.bfloat16(), ids, weights)
     assert y.dtype == torch.bfloat16
     assert 0 < error(y, want.double()) < 5e-2  # the weights are rounded too
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_the_workspace_announced_is_what_a_call_allocates(dtype, monkeypatch):
+    slots, taken = _slots("qwen3_moe", dtype=dtype), []
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **kw: taken.append(empty(*a, **kw)) or taken[-1])
+    for T, K in ((1, 1), (40, 6)):
+        taken.clear()
+        slots(*_batch(T, K, 6, 24, dtype))
+        out, work = taken
+        assert (out.shape, work.nbytes) == ((T, 24), slots.engine("numba").needed(T, K))

@@ -34,6 +34,10 @@ class Engine(Protocol):
         """Memory held between calls, beyond the slots."""
         ...
 
+    def needed(self, T: int, K: int) -> int:
+        """Bytes that a call of T tokens with K choices takes beside the slots, its arguments and its output, at most."""
+        ...
+
 
 def choose(compute: str, slots: ExpertSlots) -> str:
     """The name of the way to run: as asked, or refused with the reason; ``"auto"`` takes the fastest there is.

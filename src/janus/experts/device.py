@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -99,6 +100,11 @@ class TritonEngine:
     def workspace_bytes(self) -> int:
         """Memory held between calls, shared by all engines of the device."""
         return self._workspace.bytes
+
+    def needed(self, T: int, K: int) -> int:
+        """As `Engine.needed`; part of what is held once a batch of that size has run."""
+        parts = needs(self.launches(min(T, self._most_tokens(K)), K), self.slots.dtype)
+        return sum(math.prod(shape) * dtype.itemsize + 256 for shape, dtype in parts)
 
     def reserve(self, max_tokens: int, top_k: int) -> None:
         """Make the workspace large enough for batches of `max_tokens` tokens of `top_k` choices, and for smaller ones."""

@@ -39,6 +39,12 @@ class EagerEngine:
     def __init__(self, slots: ExpertSlots) -> None:
         self.slots = slots
 
+    def needed(self, T: int, K: int) -> int:
+        """As `Engine.needed`: every entry's input, both products' results and what stands between, and the weighted one."""
+        layout, size = self.slots.layout, self.slots.dtype.itemsize
+        row = 3 * layout.hidden_size + (2 + 2 * layout.has_gate) * layout.width
+        return T * K * (row * size + 64)
+
     def __call__(self, x_TH: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         """As `ExpertSlots.forward`."""
         y_TH, weights_of = torch.zeros_like(x_TH), self._weights_of()

@@ -13,6 +13,7 @@ import torch
 
 from janus.experts import numba_backend
 from janus.experts.cpu.sorting import sort
+from janus.experts.eager import EagerEngine
 from janus.experts.numba_backend import NumbaEngine
 
 if TYPE_CHECKING:
@@ -44,6 +45,15 @@ class MixedEngine(NumbaEngine):
         super().__init__(slots)
         self.batch_invariant = False
         self.most = most_tokens(slots.dtype)
+
+    def needed(self, T: int, K: int, result: str | None = None) -> int:
+        """As `Engine.needed`; the busiest slot may hold every token, in torch's way."""
+        ours = super().needed(T, K, result)
+        return (
+            ours
+            if self.most >= T * K
+            else ours + EagerEngine(self.slots).needed(T, K) + 4 * T * self.slots.layout.hidden_size
+        )
 
     def __call__(self, x_TH: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         """As `ExpertSlots.forward`."""
