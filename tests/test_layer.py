@@ -26,6 +26,11 @@ def test_converted_model_gives_the_same_logits_bit_for_bit(family, placement):
     assert all(a.a_max >= a.lower_bound > 0 for a in seen)
 
 
+def test_a_model_is_converted_once():
+    model = convert(tiny.build("mixtral"))
+    assert _code(lambda: convert(model)) == "model.converted"
+
+
 @pytest.mark.parametrize("method", ["greedy", "tokens", "random", "round_robin"])
 def test_the_balancing_method_moves_work_but_not_results(method):
     model = tiny.build("olmoe")

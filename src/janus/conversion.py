@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from janus.errors import JanusError
 from janus.experts.members import ExpertGroup
 from janus.experts.sites import count_experts, find_experts
@@ -13,8 +15,6 @@ from janus.sched.backends import check_method, choose
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from torch import nn
 
     from janus.sched import RooflineCost
     from janus.types import Placement
@@ -51,7 +51,7 @@ def convert(
         `model` itself.
 
     Raises:
-        JanusError: ``model.no_experts``, ``placement.layers``, or what `JanusMoELayer` raises; the model is then
+        JanusError: ``model.converted``, ``model.no_experts``, ``placement.layers``, or what `JanusMoELayer` raises; the model is then
             unchanged.
 
     Example:
@@ -63,6 +63,7 @@ def convert(
         'JanusMoELayer'
     """
     check_method(balance, cost)
+    _check_new(model)
     sites = find_experts(model)
     choose(backend, balance, _device_type(model), may_copy=True)
     check_layers(placement, [site.layer_id for site in sites])
@@ -78,6 +79,16 @@ def convert(
     for i, site in enumerate(sites):  # one at a time: at most one layer's weights are held twice
         site.replace(JanusMoELayer(site.experts, placement, **chosen, group=members, layer=i))
     return model
+
+
+def _check_new(model: nn.Module) -> None:
+    modules = model.named_modules() if isinstance(model, nn.Module) else ()
+    if done := [name for name, module in modules if isinstance(module, JanusMoELayer)]:
+        raise JanusError(
+            "model.converted",
+            f"the experts of {done[0]!r} ({len(done)} in all) are a JanusMoELayer already; convert a model once, and change "
+            "its placement by load_slots or begin_replace of each layer",
+        )
 
 
 def check_layers(placement: Placement | None, layer_ids: Sequence[int]) -> None:

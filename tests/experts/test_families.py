@@ -117,6 +117,14 @@ def test_the_norm_behind_each_expert_goes_where_the_slots_go():
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_the_norm_behind_quantized_experts_follows_a_cast():
+    experts = find_experts(families.build("muse_spark"))[0].experts
+    layer = JanusMoELayer(experts, quantize="int8").to(torch.bfloat16)
+    assert layer.slots.layout.norm.weight.dtype == torch.bfloat16
+    assert layer.slots.down_proj.dtype == torch.int8
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_matrices_that_do_not_fit_together_are_refused():
     experts = find_experts(families.build("aria"))[0].experts
     experts.is_transposed = False

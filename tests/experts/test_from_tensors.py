@@ -1,5 +1,7 @@
 """A layer from a user's own tensors: three are enough, what does not fit is refused before anything runs."""
 
+import pickle
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -90,6 +92,42 @@ def test_an_activation_with_weights_moves_with_the_layer():
     layer = JanusMoELayer.from_tensors(**_tensors(), activation=nn.PReLU())
     assert "act_fn.weight" in layer.state_dict()
     assert {p.dtype for p in layer.to(torch.bfloat16).parameters()} == {torch.bfloat16}
+
+
+class _Swish(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.ones(()), requires_grad=False)
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.slope * x)
+
+
+def test_an_activation_that_changed_since_the_first_call_is_followed():
+    t, batch, act = _tensors(), _batch(5, 2), _Swish()
+    layer = JanusMoELayer.from_tensors(**t, activation=act)
+    _assert_near(layer(*batch), _plain(t, F.silu, *batch))
+    act.slope.fill_(2.0)
+    _assert_near(layer(*batch), _plain(t, lambda x: x * torch.sigmoid(2.0 * x), *batch))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_layers_of_every_activation_are_pickled(activation):
+    layer = JanusMoELayer.from_tensors(**_tensors(), activation=activation)
+    batch = _batch(5, 2)
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(*batch), layer(*batch))
+
+
+@pytest.mark.parametrize("which", ["up_proj", "down_proj"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_that_are_strided_are_left_to_eager(which, dtype):
+    t, batch = _tensors(gate=False, dtype=dtype), _batch(5, 2, dtype)
+    t[which] = t[which].mT.contiguous().mT
+    layer = JanusMoELayer.from_tensors(**t)
+    assert layer.compute == "eager"
+    _assert_near(layer(*batch), _plain(t, F.silu, *batch), 1e-5 if dtype == torch.float32 else 2e-2)
+    with pytest.raises(JanusError, match=f"{which} are strided; make them contiguous"):
+        JanusMoELayer.from_tensors(**t, compute="numba")
 
 
 def test_fused_gate_and_up_are_shared_and_give_the_same():

@@ -165,6 +165,33 @@ def test_experts_that_other_ranks_hold_count_as_nothing():
     assert torch.equal(_pair(experts, x, torch.full_like(ids, 16), weights)[0], torch.zeros_like(x))
 
 
+@torch.no_grad()
+def test_negative_and_unsigned_ids():
+    experts = _experts(_model())
+    x, ids, weights = _call()
+    for elsewhere in (ids - 16, (ids + 16).to(torch.uint8)):
+        assert torch.equal(experts_forward(experts, x, elsewhere, weights), torch.zeros_like(x))
+    want = experts_forward(experts, x, ids, weights)
+    assert torch.equal(experts_forward(experts, x, ids.to(torch.uint8), weights), want)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        (lambda x, ids, weights: (x[:, :-1], ids, weights), "layer.shape"),
+        (lambda x, ids, weights: (x[:-1], ids, weights), "layer.shape"),
+        (lambda x, ids, weights: (x, ids, weights[:, :1]), "layer.shape"),
+        (lambda x, ids, weights: (x.double(), ids, weights), "layer.dtype"),
+        (lambda x, ids, weights: (x, ids.float(), weights), "layer.dtype"),
+    ],
+)
+def test_a_wrong_call_is_refused_before_anything_runs(wrong, code):
+    experts = _experts(_switched(_model()))
+    with pytest.raises(JanusError) as error, torch.no_grad():
+        experts(*wrong(*_call()))
+    assert error.value.code == code
+
+
 def test_experts_of_an_unknown_layout_are_refused_at_the_first_forward():
     model = _switched(_model())
     _experts(model).another = nn.Parameter(torch.zeros(16, 1))

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
+
+from janus.experts.sites import shared_parts
 
 if TYPE_CHECKING:
     from janus.experts.layout import ExpertLayout
@@ -73,7 +76,8 @@ class Activation:
 def recognise(layout: ExpertLayout) -> Activation | None:
     """The formula that gives what ``layout.activate`` gives on numbers far beyond every limit; None if none does.
 
-    Limits and slopes are among the numbers the module keeps as attributes; how it is named plays no part.
+    Limits and slopes are among the numbers the module keeps as attributes; how it is named plays no part. Parts with
+    tensors of their own give none: what they compute may change, by training or loading.
 
     Example:
         >>> from types import SimpleNamespace
@@ -81,6 +85,8 @@ def recognise(layout: ExpertLayout) -> Activation | None:
         >>> recognise(SimpleNamespace(activate=act.apply, has_gate=True, width=8, template=SimpleNamespace(cap=7.0))) == act
         True
     """
+    if isinstance(layout.template, nn.Module) and shared_parts(layout.template):
+        return None
     with torch.no_grad():
         hidden = _probes(layout.width, layout.has_gate)
         try:

@@ -58,9 +58,15 @@ def why_not(name: str, slots: ExpertSlots) -> str:
     """Why a way of `COMPUTES` cannot run these slots; empty when it can."""
     if name != "eager" and slots.layout.norm is not None:
         return f"{type(slots.layout.norm).__name__} stands behind each expert, and fused ways sum before it"
+    if name != "eager" and (strided := [n for n, p in slots.named_parameters(recurse=False) if not _has_rows(p)]):
+        return f"fused ways read rows as they lie, and those of {', '.join(strided)} are strided; make them contiguous"
     return importlib.import_module(MODULES[name]).why_not(slots)
 
 
 def make(name: str, slots: ExpertSlots) -> Any:
     """The engine of a name that `choose` returned."""
     return importlib.import_module(MODULES[name]).make(slots)
+
+
+def _has_rows(weights: torch.Tensor) -> bool:
+    return weights.shape[-1] <= 1 or weights.stride(-1) == 1

@@ -21,15 +21,15 @@ def way_for_grad(slots: ExpertSlots, x_TH: torch.Tensor, weights_TK: torch.Tenso
         weights_TK: [T, K], routing weights.
 
     Raises:
-        JanusError: ``layer.grad`` if a fused way was asked for by name, if the slots' weights take gradients and an
+        JanusError: ``layer.grad`` if a fused way was asked for by name, if the slots' own weights take gradients and an
             expert may sit in several slots, whose copies would be trained apart, or if the layer is trained with frozen
             copies of weights that took gradients.
     """
     if not torch.is_grad_enabled():
         return ""
-    own = slots.parameters() if slots._modules else slots._parameters.values()  # walking a module costs microseconds
-    trained = any(p.requires_grad for p in own if p is not None)
-    if trained and slots.experts != tuple(range(slots.num_slots)):
+    matrices = any(p.requires_grad for p in slots._parameters.values() if p is not None)  # walking a module costs time
+    trained = matrices or bool(slots._modules) and any(p.requires_grad for p in slots.parameters())
+    if matrices and slots.experts != tuple(range(slots.num_slots)):
         raise JanusError(
             "layer.grad",
             f"weights that take gradients must sit in one slot per expert, in order, or replicas would be trained apart; "

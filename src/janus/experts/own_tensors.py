@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,13 +13,24 @@ from torch.nn import functional as F
 from janus.errors import JanusError, known
 
 Activate = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _relu2(x: torch.Tensor) -> torch.Tensor:
+    return F.relu(x).square()
+
+
+def _identity(x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+# none is a lambda: a layer is pickled with its activation
 ACTIVATIONS: dict[str, Activate] = {
     "silu": F.silu,
     "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
-    "relu2": lambda x: F.relu(x).square(),
-    "identity": lambda x: x,
+    "relu2": _relu2,
+    "identity": _identity,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from janus.errors import JanusError
-from janus.experts.checks import prepared
+from janus.experts.checks import check_call, prepared
 from janus.experts.layout import ExpertLayout
 from janus.experts.op import Handle, traced
 from janus.experts.sites import count_experts
@@ -73,14 +74,15 @@ def experts_forward(
     Args:
         experts: the family's module.
         hidden_states: [T, H].
-        top_k_index: integer [T, K]; E and above stand for experts that other ranks hold.
+        top_k_index: integer [T, K]; E and above, and negative ones, stand for experts that other ranks hold.
         top_k_weights: [T, K].
 
     Returns:
         [T, H] in the dtype of `hidden_states`.
 
     Raises:
-        JanusError: ``model.experts`` or ``model.mismatch``, for a layout that is not supported.
+        JanusError: ``model.experts`` or ``model.mismatch``, for a layout that is not supported; ``layer.shape``,
+            ``layer.tensor``, ``layer.dtype`` or ``layer.device``, for a wrong call.
     """
     opaque = getattr(experts, _OPAQUE, None) if torch.compiler.is_compiling() else None
     if opaque is not None and not _needs_grad(experts, hidden_states, top_k_weights):
@@ -137,7 +139,9 @@ def _compute(
         setattr(experts, _OPAQUE, _Opaque(experts))
     needs_grad = _needs_grad(experts, hidden_states, top_k_weights)
     slots = slots_of(experts, "eager" if needs_grad else "auto")  # fused ways have no backward
-    here_TK = torch.where(top_k_index < slots.num_slots, top_k_index, -1)
+    check_call(slots, sys.maxsize, hidden_states, top_k_index, top_k_weights)  # K may exceed the experts of this rank
+    is_here = (top_k_index >= 0) & (top_k_index < slots.num_slots)
+    here_TK = torch.where(is_here, top_k_index.long(), -1)  # unsigned ids have no -1
     return slots(prepared(slots, hidden_states), here_TK, top_k_weights.contiguous()).to(hidden_states.dtype)
 
 

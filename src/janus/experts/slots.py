@@ -28,7 +28,7 @@ class ExpertSlots(nn.Module):
         device: of the weights.
         quantize: keep matrices in 8 bits, ``"int8"`` or ``"fp8"`` (see `janus.experts.quantized`); their scales are further
             parameters, named as the matrix with ``_scale`` behind it. Neither follows a change of dtype.
-        compute: how the chosen slots are run: ``"auto"``, ``"eager"``, ``"numba"``, ``"triton"``.
+        compute: how the chosen slots are run: ``"auto"``, ``"eager"``, ``"numba"``, ``"mixed"``, ``"triton"``.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class ExpertSlots(nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], Any], recurse: bool = True) -> ExpertSlots:
         quantised = self.format is not None
-        kept = {id(p) for name, p in self.named_parameters() if quantised and not name.endswith("_bias")}
+        kept = {id(p) for name, p in self.named_parameters(recurse=False) if quantised and not name.endswith("_bias")}
         return super()._apply(keeping(kept, fn), recurse)
 
     @property
