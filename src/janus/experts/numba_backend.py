@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 KINDS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 STORED = KINDS | {format.dtype: name for name, format in FORMATS.items()}
 NATIVE = (torch.int64, torch.int32)
+ALONE = 2**19  # bytes of weights that one thread reads before another one is awake
 ACTIVATED = 8192  # numbers of a block of the activation: microseconds
 ITEMS_PER_THREAD = {False: 8, True: 2}  # [in, out]: enough that threads end together, few enough for long reads
 
@@ -60,6 +61,8 @@ class NumbaEngine:
         inner, matrix = ("bfloat16", "bfloat16 pairs") if pairs else ("float32", stored)
         self.kinds = Kinds(matrix, plain, inner, "float32" if self.activation else plain, plain)
         self._rank: Any = None
+        self._codes: dict[str, Any] = {}
+        self._told: tuple[Any, Any, int] = None, None, 0  # addresses, the template made of them, bytes of a slot
         for p in slots._parameters.values():
             if p is not None:
                 enlarge(p, now=True)
@@ -81,16 +84,19 @@ class NumbaEngine:
         self, x_TH: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor, dtype: torch.dtype
     ) -> torch.Tensor:
         """As `ExpertSlots.forward`, the output in `dtype`: that of the slots, or float32."""
-        (T, H), K, kinds = x_TH.shape, slots_TK.shape[1], self.kinds._replace(result=KINDS[dtype])
+        (T, H), K, result = x_TH.shape, slots_TK.shape[1], KINDS[dtype]
         y_TH = torch.empty(T, H, dtype=dtype)
         if not T * K:
             return y_TH.zero_()
-        x_row, y_row, _, _ = self._row_bytes(kinds.result)
-        work = torch.empty(self.needed(T, K, kinds.result), dtype=torch.uint8)
+        x_row, y_row, _, _ = self._row_bytes(result)
+        work = torch.empty(self.needed(T, K, result), dtype=torch.uint8)
         ids_TK = (slots_TK if slots_TK.dtype in NATIVE else slots_TK.long()).contiguous()
         factors_TK = weights_TK.detach().contiguous().float()
         x_TH, template, order_S = x_TH.detach().contiguous(), self._template(), self._order()
-        code = phases(kinds, self.activation, self.slots.layout.is_transposed)
+        if result not in self._codes:
+            kinds = self.kinds._replace(result=result)
+            self._codes[result] = phases(kinds, self.activation, self.slots.layout.is_transposed)
+        code = self._codes[result]
         active = self.prepare.ctypes(
             template.ctypes.data, work.data_ptr(), order_S.ctypes.data, len(order_S), ids_TK.data_ptr(),
             ids_TK.dtype == torch.int64, factors_TK.data_ptr(), T, K, x_TH.data_ptr(), H * x_TH.element_size(),
@@ -98,12 +104,12 @@ class NumbaEngine:
         )  # fmt: skip
         if not active:
             return y_TH.zero_()
-        self._run(code, work)
+        self._run(code, work, alone=active * self._told[2] < ALONE)
         return y_TH
 
-    def _run(self, code: Any, work: torch.Tensor) -> None:
+    def _run(self, code: Any, work: torch.Tensor, *, alone: bool) -> None:
         if self.activation is not None:
-            team.run(code, work.data_ptr())
+            team.run(code, work.data_ptr(), alone=alone)
             return
         jobs = work.numpy()[: len(PHASES) * JOB_BYTES].view(JOB)
         later = jobs[["items"]][DOWN:].copy()
@@ -136,7 +142,7 @@ class NumbaEngine:
         """What jobs are told in every call; parameters may have been replaced since the last one."""
         slots, layout = self.slots, self.slots.layout
         now = tuple(p.data_ptr() for p in slots._parameters.values() if p is not None)
-        if getattr(self, "_told", (None,))[0] != now:
+        if self._told[0] != now:
             jobs = np.zeros(len(PHASES), JOB)
             _, _, up_row, h_row = self._row_bytes(self.kinds.result)
             self._tell(jobs[UP], layout.up)
@@ -148,7 +154,7 @@ class NumbaEngine:
             for copy in (WIDEN, NARROW):
                 jobs[copy]["n"], jobs[copy]["x_stride"] = layout.hidden_size, 4 * layout.hidden_size
             jobs[DOWN]["out_stride"] = 4 * layout.hidden_size
-            self._told = now, jobs
+            self._told = now, jobs, slots.nbytes // slots.num_slots
         return self._told[1]
 
     def _tell(self, job: Any, name: str) -> None:
