@@ -27,8 +27,7 @@ def way_for_grad(slots: ExpertSlots, x_TH: torch.Tensor, weights_TK: torch.Tenso
     """
     if not torch.is_grad_enabled():
         return ""
-    own = slots.parameters() if slots._modules else slots._parameters.values()  # walking a module costs microseconds
-    trained = any(p.requires_grad for p in own if p is not None)
+    trained = any(p.requires_grad for p in slots._parameters.values() if p is not None)
     if trained and slots.experts != tuple(range(slots.num_slots)):
         raise JanusError(
             "layer.grad",
@@ -42,6 +41,8 @@ def way_for_grad(slots: ExpertSlots, x_TH: torch.Tensor, weights_TK: torch.Tenso
             "gradients; use the default placement, which shares them, or freeze the experts before they are copied "
             "(requires_grad_(False)), or call .eval()",
         )
+    if slots._modules and not trained:  # what all experts share, as a norm; walking a module costs microseconds
+        trained = any(p.requires_grad for p in slots.parameters())
     if not (trained or x_TH.requires_grad or weights_TK.requires_grad):
         return ""
     if slots.asked not in ("auto", "eager"):
