@@ -44,7 +44,7 @@ def main(rank: int) -> None:
     else:
         for layer in layers:  # no prompt: serve the others' tokens
             layer.idle()
-    slots, a_max = layers[0].slots.num_slots, layers[0].last.a_max
+    slots, a_max = layers[0].slots.num_slots, layers[0].parallel.last.a_max
     print(
         f"rank {rank}: {slots} slots of {PLACEMENT.slots.size}, {text.shape[1]} tokens, at most {a_max} slots at work"
     )

@@ -42,6 +42,8 @@ def way_for_grad(slots: ExpertSlots, x_TH: torch.Tensor, weights_TK: torch.Tenso
             "gradients; use the default placement, which shares them, or freeze the experts before they are copied "
             "(requires_grad_(False)), or call .eval()",
         )
+    if slots._modules and not trained:  # what all experts share, as a norm; walking a module costs microseconds
+        trained = any(p.requires_grad for p in slots.parameters())
     if not (trained or x_TH.requires_grad or weights_TK.requires_grad):
         return ""
     if slots.asked not in ("auto", "eager"):
