@@ -260,7 +260,7 @@ def test_what_is_compiled_ahead_has_the_arguments_of_a_launch(T, monkeypatch):
         def __getattr__(self, name):
             def warmup(*given, grid, **fixed):
                 names = list(getattr(kernel, name).arg_names)
-                options = {"num_warps", "num_stages", "launch_pdl"}
+                options = {"num_warps", "num_stages", "launch_pdl", "enable_fp_fusion"}
                 assert [*names[: len(given)], *sorted(set(fixed) - options)] == [
                     *names[: len(given)], *sorted(names[len(given) :])
                 ]  # fmt: skip

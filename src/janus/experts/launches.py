@@ -13,6 +13,7 @@ from janus.experts.tuning import Cut, Problem, power
 FOUND_BY_ALL = 64  # entries up to which every program finds the tiles itself: a square of comparisons
 SUMMED_BY_LAST = 64  # tokens up to which the last program of a block of columns adds up
 TOKENS_SUMMED, COLUMNS_SUMMED = 4, 256  # by a program of the kernel that adds up many
+FUSED = {"enable_fp_fusion": True}  # multiply-adds, said at every launch: Triton's own default is about to change
 ONE_WARP_EACH = 128  # slots that a warp of the sorting kernel counts without spilling
 
 
@@ -68,7 +69,7 @@ def launches(problem: Problem, weights: Weights, activation: Activation | None, 
     tiles = min(cap, min(S, n) * -(-T // BM))
     SP, BN = max(32, power(S)), min(COLUMNS_SUMMED, power(H))
     combines = T > SUMMED_BY_LAST
-    early = {"EARLY": cut.early} | ({"launch_pdl": True} if cut.early else {})
+    early = FUSED | {"EARLY": cut.early} | ({"launch_pdl": True} if cut.early else {})
     common = {
         "K": K, "H": H, "F": F, "TRANSPOSED": weights.transposed, "BIAS": weights.biased, "BO": weights.share,
         "NP": max(16, power(n)) if n <= FOUND_BY_ALL else 0, "BM": BM, "GROUP": cut.group, **early,

@@ -157,7 +157,7 @@ class DeviceEngine:
         parts = max(1, min(launch.counters, -(-n // launch.counted)))
         kernel.count[(parts,)](
             ids, self._partial, self._wrong, n, -(-n // parts), self.E, self.EP, launch.count_block,
-            num_warps=launch.warps,
+            num_warps=launch.warps, enable_fp_fusion=True,
         )  # fmt: skip
         return parts
 
@@ -169,7 +169,7 @@ class DeviceEngine:
         table, masks, singles = self._tables[row]
         kernel.solve[(programs,)](
             ids, out, self._partial, self._wrong, table, masks, self._scratch, self._last, *self._tallies[layer],
-            n, parts, self.C, singles, **self._constants, num_warps=1,
+            n, parts, self.C, singles, **self._constants, num_warps=1, enable_fp_fusion=True,
         )  # fmt: skip
         return out.view(ids.shape)
 
