@@ -28,7 +28,7 @@ def way_for_grad(slots: ExpertSlots, x_TH: torch.Tensor, weights_TK: torch.Tenso
     if not torch.is_grad_enabled():
         return ""
     matrices = any(p.requires_grad for p in slots._parameters.values() if p is not None)  # walking a module costs time
-    trained = matrices or bool(slots._modules) and any(p.requires_grad for p in slots.parameters())
+    trained = matrices or (bool(slots._modules) and any(p.requires_grad for p in slots.parameters()))
     if matrices and slots.experts != tuple(range(slots.num_slots)):
         raise JanusError(
             "layer.grad",
