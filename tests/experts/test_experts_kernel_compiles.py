@@ -25,7 +25,7 @@ CODE = """
     KINDS = {"ids": "*i64", "plan": "*i32", "order": "*i32", "arrived": "*i32", "partial": "*fp32", "scale": "*fp32"}
 
     def compiled(function, arch, kinds, fixed):
-        options = {name: fixed.pop(name) for name in ("num_warps", "num_stages", "launch_pdl") if name in fixed}
+        options = {name: fixed.pop(name) for name in ("num_warps", "num_stages", "launch_pdl", "enable_fp_fusion") if name in fixed}
         names = function.arg_names
         kinds = {name: "constexpr" if name in fixed else kinds[name] for name in names}
         wide = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if kinds[name][0] == "*"}
