@@ -25,6 +25,7 @@ if not has_gpu():
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests build their models; nothing is fetched
 os.environ.setdefault("JANUS_CACHE", "off")  # nothing is kept in the home of whoever runs the tests
 os.environ.setdefault("MPLBACKEND", "Agg")  # figures go to files
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests are small: threads that wait for work take the cores of processes
 # processes that tests start import the same source as the tests
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
 

@@ -53,7 +53,7 @@ def experts_of(kind: str, count: int) -> Qwen3MoeExperts:
     for p in made.parameters():
         draw = torch.randn(p.shape) if kind == "normal" else torch.distributions.StudentT(3.0).sample(p.shape) / 3**0.5
         p.data = draw / p.shape[-1] ** 0.5
-    return made
+    return made.requires_grad_(False)
 
 
 def per_tensor(weight: torch.Tensor, format: Format) -> torch.Tensor:
