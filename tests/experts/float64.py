@@ -23,5 +23,8 @@ def weighted_sum(slots, x_TH, slots_TK, weights_TK):
 
 
 def error(y, want):
-    """Largest difference, relative to the largest number wanted."""
-    return float((y.double() - want).abs().max() / want.abs().max()) if want.numel() else 0.0
+    """Largest difference, relative to the largest number wanted; where all are zero, infinite unless there is none."""
+    if not want.numel():
+        return 0.0
+    worst, scale = float((y.double() - want).abs().max()), float(want.abs().max())
+    return worst / scale if scale else worst and float("inf")
