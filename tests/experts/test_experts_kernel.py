@@ -212,13 +212,13 @@ def test_entries_are_sorted_by_slot_and_cut_into_tiles(n, S, seed):
 
 def test_the_workspace_is_announced_shared_and_not_moved_under_a_capture():
     first, second = (TritonEngine(entries.slots(entries.layout(64, F), 3, device=DEVICE)) for F in (16, 24))
-    held = first.workspace_bytes
+    held = first.held_bytes
     second.reserve(5000, 4)
-    grown = first.workspace_bytes
-    assert grown == second.workspace_bytes
+    grown = first.held_bytes
+    assert grown == second.held_bytes
     assert grown >= held + 5000 * 4 * (4 * 64 + 4 * 24) // 2
     second.reserve(100, 4)
-    assert second.workspace_bytes == grown
+    assert second.held_bytes == grown
     made = workspace.Workspace(torch.device(DEVICE))
     a, b = made.take(((3, 5), torch.bfloat16), ((7,), torch.int32))
     assert (a.shape, a.dtype, b.shape, b.dtype) == ((3, 5), torch.bfloat16, (7,), torch.int32)

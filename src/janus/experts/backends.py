@@ -29,11 +29,6 @@ class Engine(Protocol):
         """As `ExpertSlots.forward`; arguments are checked, no gradient is asked for."""
         ...
 
-    @property
-    def workspace_bytes(self) -> int:
-        """Memory held between calls, beyond the slots."""
-        ...
-
     def needed(self, T: int, K: int) -> int:
         """Bytes that a call of T tokens with K choices takes beside the slots, its arguments and its output, at most."""
         ...

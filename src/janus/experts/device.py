@@ -97,7 +97,7 @@ class TritonEngine:
         self._launches: dict[tuple[int, int], Launches] = {}
 
     @property
-    def workspace_bytes(self) -> int:
+    def held_bytes(self) -> int:
         """Memory held between calls, shared by all engines of the device."""
         return self._workspace.bytes
 

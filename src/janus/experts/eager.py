@@ -34,8 +34,6 @@ class EagerEngine:
         slots: to run.
     """
 
-    workspace_bytes = 0
-
     def __init__(self, slots: ExpertSlots) -> None:
         self.slots = slots
 

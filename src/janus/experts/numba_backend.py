@@ -9,7 +9,7 @@ import torch
 
 from janus.experts.activation import recognise
 from janus.experts.cpu import columns, team
-from janus.experts.cpu.jobs import ACTIVATE, DOWN, JOB, JOB_BYTES, NARROW, PHASES, UP, WIDEN
+from janus.experts.cpu.jobs import ACTIVATE, DOWN, JOB, JOB_BYTES, NARROW, NUM_PHASES, UP, WIDEN
 from janus.experts.cpu.pages import enlarge
 from janus.experts.cpu.phases import Kinds, phases
 from janus.experts.cpu.preparing import prepare, workspace_bytes
@@ -67,11 +67,6 @@ class NumbaEngine:
             if p is not None:
                 enlarge(p, now=True)
 
-    @property
-    def workspace_bytes(self) -> int:
-        """Held between calls: nothing; `needed` tells what a call takes."""
-        return 0
-
     def needed(self, T: int, K: int, result: str | None = None) -> int:
         """Bytes of workspace of a call: for T tokens of K experts each, beside its output."""
         return workspace_bytes(T, K, self.slots.num_slots, self._row_bytes(result or self.kinds.result))
@@ -111,7 +106,7 @@ class NumbaEngine:
         if self.activation is not None:
             team.run(code, work.data_ptr(), alone=alone)
             return
-        jobs = work.numpy()[: len(PHASES) * JOB_BYTES].view(JOB)
+        jobs = work.numpy()[: NUM_PHASES * JOB_BYTES].view(JOB)
         later = jobs[["items"]][DOWN:].copy()
         jobs["items"][DOWN:] = 0
         team.run(code, work.data_ptr())
@@ -143,7 +138,7 @@ class NumbaEngine:
         slots, layout = self.slots, self.slots.layout
         now = tuple(p.data_ptr() for p in slots._parameters.values() if p is not None)
         if self._told[0] != now:
-            jobs = np.zeros(len(PHASES), JOB)
+            jobs = np.zeros(NUM_PHASES, JOB)
             _, _, up_row, h_row = self._row_bytes(self.kinds.result)
             self._tell(jobs[UP], layout.up)
             self._tell(jobs[DOWN], "down_proj")

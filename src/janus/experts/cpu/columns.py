@@ -10,41 +10,17 @@ from typing import Any, cast
 import numpy as np
 
 from janus.experts.cpu.inner import GROUP
-from janus.experts.cpu.jobs import DONE, JOB, inlined
+from janus.experts.cpu.jobs import DONE, JOB, TOKENS, by_tokens, inlined
 from janus.experts.cpu.outer import outer
 from janus.experts.cpu.vectors import SCALED, SIZES, carray, fetch_and_add, loaded, pointer, stored
 
 ROWS = 4  # of a tile: sums are read and written once for so many
-TOKENS = 4  # of a tile
 TOGETHER = 16  # tokens whose sums stay in the cache while a panel's rows go by
 PANEL = 1024  # most columns
-# Bound for each kind of weights by `_made`: what a tile computes by its number of tokens, with all its rows or one.
-wide_1 = wide_2 = wide_3 = wide_4 = one_1 = one_2 = one_3 = one_4 = load = store = single = products = add_rows = (
-    panel
-) = cast("Any", outer)
+# Bound for each kind of weights by `_made`: what a tile computes, with all its rows or one.
+wide = one = load = store = single = add_rows = panel = cast("Any", outer)
 bias_size = out_size = weight = 0
 factor = 0.0
-
-
-def _products(matrix: Any, stride: Any, rows: Any, x: Any, many: Any, columns: Any, sums: Any, step: Any) -> None:
-    """Add the products of up to a tile of matrix rows with up to a tile of tokens to [many, columns] at `sums`."""
-    if rows == ROWS:
-        if many == 4:
-            wide_4(matrix, stride, x, columns, sums, step)
-        elif many == 3:
-            wide_3(matrix, stride, x, columns, sums, step)
-        elif many == 2:
-            wide_2(matrix, stride, x, columns, sums, step)
-        else:
-            wide_1(matrix, stride, x, columns, sums, step)
-    elif many == 4:
-        one_4(matrix, stride, x, columns, sums, step)
-    elif many == 3:
-        one_3(matrix, stride, x, columns, sums, step)
-    elif many == 2:
-        one_2(matrix, stride, x, columns, sums, step)
-    else:
-        one_1(matrix, stride, x, columns, sums, step)
 
 
 def _panel(d: Any, slot: Any, column: Any, columns: Any, rows: Any, many: Any, x: Any, sums: Any, parts: Any) -> None:
@@ -77,7 +53,10 @@ def _add(
             for j in range(tokens):
                 x[j] = rows[token + j] + 4 * row
             at, to = matrix + row * stride, sums[token:].ctypes.data
-            products(at, stride, some, x.ctypes.data, tokens, columns, to, 4 * PANEL)
+            if some == ROWS:
+                wide(tokens, at, stride, x.ctypes.data, columns, to, 4 * PANEL)
+            else:
+                one(tokens, at, stride, x.ctypes.data, columns, to, 4 * PANEL)
         row += some
 
 
@@ -148,10 +127,8 @@ def down(kind: str, biases: str) -> Any:
 
 def _made(function: Any, kind: str, biases: str, results: str) -> Any:
     name = f"columns_{kind}_{biases}_{results}"
-    tiles = {f"wide_{n}": outer(kind, ROWS, n) for n in range(1, 5)} | {
-        f"one_{n}": outer(kind, 1, n) for n in range(1, 5)
-    }
-    names: dict[str, Any] = {"products": inlined(_products, name, **tiles), "single": loaded("float32")}
+    names: dict[str, Any] = {"wide": by_tokens(outer, kind, ROWS), "one": by_tokens(outer, kind, 1)}
+    names["single"] = loaded("float32")
     names |= {"weight": SIZES[kind], "factor": np.float32(SCALED.get(kind, 0))}
     names["add_rows"] = inlined(_add, name, **names)
     names["panel"] = inlined(_panel, name, **names)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, cast
 
 import numba
 import numpy as np
@@ -26,7 +27,10 @@ FIELDS = (
 JOB = np.dtype([(name, np.int64) for name in FIELDS])
 JOB_BYTES = JOB.itemsize
 DONE = 8  # bytes from the start of a job to its number of finished items
-PHASES = WIDEN, UP, ACTIVATE, DOWN, NARROW = range(5)  # a call's jobs, in their order in memory and time
+TOKENS = 4  # of a tile
+NUM_PHASES = 5
+WIDEN, UP, ACTIVATE, DOWN, NARROW = range(NUM_PHASES)  # a call's jobs, in their order in memory and time
+tile_1 = tile_2 = tile_3 = tile_4 = cast("Any", tile)  # bound by `by_tokens`
 
 
 def bound(function: Callable[..., Any], name: str, **names: Any) -> Any:
@@ -35,11 +39,32 @@ def bound(function: Callable[..., Any], name: str, **names: Any) -> Any:
     numba keeps compiled code on disk by a function's name and the time of its file; what a closure holds it would not
     find again in another process. So the name says on what else the code depends: the files beside it, and the tile.
     """
-    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-    digest = hashlib.sha256(sources + repr(tile()).encode()).hexdigest()[:8]
-    made = FunctionType(function.__code__, function.__globals__ | names, f"{function.__name__}_{name}_{digest}")
+    made = FunctionType(function.__code__, function.__globals__ | names, f"{function.__name__}_{name}_{_sources()}")
     made.__qualname__, made.__module__ = made.__name__, function.__module__
     return made
+
+
+@functools.cache
+def _sources() -> str:
+    files = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    return hashlib.sha256(files + repr(tile()).encode()).hexdigest()[:8]
+
+
+def _by_tokens(tokens: Any, *arguments: Any) -> None:
+    if tokens == 4:
+        tile_4(*arguments)
+    elif tokens == 3:
+        tile_3(*arguments)
+    elif tokens == 2:
+        tile_2(*arguments)
+    else:
+        tile_1(*arguments)
+
+
+def by_tokens(tile_of: Callable[..., Any], kind: str, rows: int) -> Any:
+    """Tiles of so many weight rows, for compiled code: (tokens, and what the tile of 1 to `TOKENS` tokens takes)."""
+    tiles = {f"tile_{n}": tile_of(kind, rows, n) for n in range(1, TOKENS + 1)}
+    return inlined(_by_tokens, f"{tile_of.__name__}_{kind}_{rows}".replace(" ", "_"), **tiles)
 
 
 def inlined(function: Callable[..., Any], name: str, **names: Any) -> Any:

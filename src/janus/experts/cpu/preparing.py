@@ -8,7 +8,8 @@ from typing import Any, cast
 import numpy as np
 from numba.core import types
 
-from janus.experts.cpu.jobs import ACTIVATE, DOWN, JOB, JOB_BYTES, NARROW, PHASES, UP, WIDEN, bound, entry, inlined
+from janus.experts.cpu.jobs import ACTIVATE, DOWN, JOB, JOB_BYTES, NARROW, NUM_PHASES, UP, WIDEN, bound, entry, inlined
+from janus.experts.cpu.sorting import counting_sort
 from janus.experts.cpu.vectors import carray, pointer
 
 ALIGNED = 64  # bytes; every part of the workspace starts at a cache line
@@ -27,18 +28,18 @@ def workspace_bytes(T: int, K: int, S: int, row_bytes: tuple[int, int, int, int]
     """
     x, y, up, h = row_bytes
     sorting = 8 * (3 * (S + 1) + T * K) + 4 * T * K
-    return len(PHASES) * JOB_BYTES + sorting + T * (x + y) + T * K * (up + h) + ALIGNED * (PARTS + 2)
+    return NUM_PHASES * JOB_BYTES + sorting + T * (x + y) + T * K * (up + h) + ALIGNED * (PARTS + 2)
 
 
 def _prepare(
     template: Any, work: Any, order: Any, S: Any, ids: Any, wide: Any, factors: Any, T: Any, K: Any,
     x: Any, x_stride: Any, out: Any, out_stride: Any, x_row: Any, y_row: Any, threads: Any,
 ) -> Any:  # fmt: skip
-    given, jobs = carray(pointer(template), (5,), JOB), carray(pointer(work), (5,), JOB)
-    for phase in range(5):
+    given, jobs = carray(pointer(template), (NUM_PHASES,), JOB), carray(pointer(work), (NUM_PHASES,), JOB)
+    for phase in range(NUM_PHASES):
         jobs[phase] = given[phase]
     # the parts of the workspace
-    counts_at = _next(work + 5 * JOB_BYTES)
+    counts_at = _next(work + NUM_PHASES * JOB_BYTES)
     slots_at = _next(counts_at + 8 * (S + 1))
     starts_at = _next(slots_at + 8 * (S + 1))
     tokens_at = _next(starts_at + 8 * (S + 1))
@@ -51,22 +52,13 @@ def _prepare(
     counts, slots = carray(pointer(counts_at), (S + 1,), np.int64), carray(pointer(slots_at), (S + 1,), np.int64)
     starts, order_S = carray(pointer(starts_at), (S + 1,), np.int64), carray(pointer(order), (S,), np.int64)
     tokens, sorted_N = carray(pointer(tokens_at), (T * K,), np.int64), carray(pointer(factors_at), (T * K,), np.float32)
-    ids64, ids32 = carray(pointer(ids), (T * K,), np.int64), carray(pointer(ids), (T * K,), np.int32)
     factor_N = carray(pointer(factors), (T * K,), np.float32)
-    counts[:] = 0
-    for n in range(T * K):
-        counts[ids64[n] if wide else np.int64(ids32[n])] += 1  # -1 is the last place
-    active, starts[0] = 0, 0
-    for s in order_S:
-        if counts[s]:
-            slots[active], starts[active + 1] = s, starts[active] + counts[s]
-            counts[s] = starts[active]  # from here on: where the slot's next entry goes
-            active += 1
-    for n in range(T * K):
-        s = ids64[n] if wide else np.int64(ids32[n])
-        if s >= 0:
-            tokens[counts[s]], sorted_N[counts[s]] = n // K, factor_N[n]
-            counts[s] += 1
+    if wide:
+        active = counting_sort(carray(pointer(ids), (T * K,), np.int64), order_S, counts, slots, starts, tokens)
+    else:
+        active = counting_sort(carray(pointer(ids), (T * K,), np.int32), order_S, counts, slots, starts, tokens)
+    for n in range(starts[active]):  # entry t * K + k
+        sorted_N[n], tokens[n] = factor_N[tokens[n]], tokens[n] // K
     # tell
     w, u, a, d, r = jobs[WIDEN], jobs[UP], jobs[ACTIVATE], jobs[DOWN], jobs[NARROW]
     y = y_at if y_row else out

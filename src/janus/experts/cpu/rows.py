@@ -11,13 +11,12 @@ from typing import Any, cast
 import numpy as np
 
 from janus.experts.cpu.inner import inner
-from janus.experts.cpu.jobs import DONE, JOB, inlined
+from janus.experts.cpu.jobs import DONE, JOB, TOKENS, by_tokens, inlined
 from janus.experts.cpu.vectors import SIZES, carray, fetch_and_add, loaded, pointer, stored, tile
 
-TOKENS = 4  # of a tile
 LONG = {"float32": 4}  # tokens of a slot up to which its rows are read one after the other, by kind; 1 elsewhere
-# Bound for each kind of weights by `_made`: what a tile computes by its number of tokens, with all its rows or one.
-wide_1 = wide_2 = wide_3 = wide_4 = one_1 = one_2 = one_3 = one_4 = load = store = products = cast("Any", inner)
+# Bound for each kind of weights by `_made`: what a tile computes, with all its rows or one.
+wide = one = load = store = products = cast("Any", inner)
 bias_size = out_size = most = few = 0
 
 
@@ -29,25 +28,10 @@ def _products(
     long: row by row, because one long run of memory is read faster than several side by side.
     """
     if rows == most and not long:
-        if many == 4:
-            wide_4(matrix, stride, scales, scale_stride, x, n, out)
-        elif many == 3:
-            wide_3(matrix, stride, scales, scale_stride, x, n, out)
-        elif many == 2:
-            wide_2(matrix, stride, scales, scale_stride, x, n, out)
-        else:
-            wide_1(matrix, stride, scales, scale_stride, x, n, out)
+        wide(many, matrix, stride, scales, scale_stride, x, n, out)
         return
     for i in range(rows):
-        row, scale, to = matrix + i * stride, scales + i * scale_stride, out + 4 * i * many
-        if many == 4:
-            one_4(row, stride, scale, scale_stride, x, n, to)
-        elif many == 3:
-            one_3(row, stride, scale, scale_stride, x, n, to)
-        elif many == 2:
-            one_2(row, stride, scale, scale_stride, x, n, to)
-        else:
-            one_1(row, stride, scale, scale_stride, x, n, to)
+        one(many, matrix + i * stride, stride, scales + i * scale_stride, scale_stride, x, n, out + 4 * i * many)
 
 
 def _up(job: Any) -> None:
@@ -139,9 +123,7 @@ def down(kind: str, biases: str) -> Any:
 
 def _made(function: Any, kind: str, biases: str, results: str) -> Any:
     rows, name = tile()[1], f"{kind}_{biases}_{results}".replace(" ", "_")
-    tiles = {f"wide_{n}": inner(kind, rows, n) for n in range(1, 5)} | {
-        f"one_{n}": inner(kind, 1, n) for n in range(1, 5)
-    }
+    tiles = {"wide": by_tokens(inner, kind, rows), "one": by_tokens(inner, kind, 1)}
     names = {"products": inlined(_products, name, most=rows, **tiles), "few": LONG.get(kind, 1), "most": rows}
     names |= {"load": loaded(biases), "bias_size": SIZES[biases], "store": stored(results), "out_size": SIZES[results]}
     return inlined(function, name, **names)

@@ -35,28 +35,28 @@ def sort(slots_TK: npt.NDArray[np.integer], order_S: Int64Array) -> Runs:
         slots_TK: [T, K], int32 or int64, C-contiguous, values -1 .. S - 1.
         order_S: the slots in the order in which they are to run.
     """
-    return Runs(*_sort(slots_TK, order_S))
+    total, S = slots_TK.size, len(order_S)
+    slots, starts, entries = np.empty(S, np.int64), np.empty(S + 1, np.int64), np.empty(total, np.int64)
+    active = counting_sort(slots_TK.reshape(-1), order_S, np.empty(S + 1, np.int64), slots, starts, entries)
+    entries = entries[: starts[active]]
+    return Runs(slots[:active], starts[: active + 1], entries, entries // max(1, slots_TK.shape[1]))
 
 
 @compiled
-def _sort(slots_TK: Any, order_S: Any) -> Any:
-    T, K = slots_TK.shape
-    counts = np.zeros(len(order_S) + 1, np.int64)
-    for t in range(T):
-        for k in range(K):
-            counts[slots_TK[t, k]] += 1  # -1 is the last place
-    total, active = T * K - counts[-1], 0
-    slots, starts = np.empty(len(order_S), np.int64), np.zeros(len(order_S) + 1, np.int64)
+def counting_sort(slots_N: Any, order_S: Any, counts: Any, slots: Any, starts: Any, entries: Any) -> Any:
+    """Fill `slots`, `starts` and `entries` of `Runs`; returns A. `counts` has room for S + 1 numbers, whatever they are."""
+    counts[:] = 0
+    for s in slots_N:
+        counts[s] += 1  # -1 is the last place
+    active, starts[0] = 0, 0
     for s in order_S:
         if counts[s]:
             slots[active], starts[active + 1] = s, starts[active] + counts[s]
             counts[s] = starts[active]  # from here on: where the slot's next entry goes
             active += 1
-    entries, tokens = np.empty(total, np.int64), np.empty(total, np.int64)
-    for t in range(T):
-        for k in range(K):
-            s = slots_TK[t, k]
-            if s >= 0:
-                entries[counts[s]], tokens[counts[s]] = t * K + k, t
-                counts[s] += 1
-    return slots[:active], starts[: active + 1], entries, tokens
+    for n in range(len(slots_N)):
+        s = slots_N[n]
+        if s >= 0:
+            entries[counts[s]] = n
+            counts[s] += 1
+    return active

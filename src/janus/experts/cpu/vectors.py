@@ -30,17 +30,17 @@ SCALED = {
 
 
 @functools.cache
-def tile() -> tuple[int, int, int]:
-    """Lanes V of a vector, and weight rows and tokens of a tile: what the registers of this machine hold.
+def tile() -> tuple[int, int]:
+    """Lanes V of a vector, and weight rows of a tile of 4 tokens: what the registers of this machine hold.
 
     The accumulators, a vector per row and one for the token: 4 x 4 + 5 of 32 registers with AVX-512 and on ARM, 2 x 4 + 3
     of 16 with AVX2.
     """
     if binding.get_host_cpu_features().get("avx512f"):
-        return 16, 4, 4
+        return 16, 4
     if binding.get_default_triple().startswith(("aarch64", "arm64")):
-        return 4, 4, 4
-    return 8, 2, 4
+        return 4, 4
+    return 8, 2
 
 
 @functools.cache
