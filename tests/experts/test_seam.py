@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from janus import JanusError
-from janus.experts.seam import count_experts, find_blocks, is_experts
+from janus.experts.seam import find_blocks
+from janus.experts.sites import count_experts, is_experts
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -204,6 +204,12 @@ def test_a_kernel_of_a_shape_without_size_is_refused(fitted, size):
         from_dict(changed(whole, ["kernels", "fitted", i, "key", "hidden"], size))
 
 
+def test_a_residual_that_is_no_logarithm_of_a_ratio_is_refused(fitted):
+    broken = changed(to_dict(fitted), ["kernels", "fitted", 0, "residual", 0], 10**30)
+    with pytest.raises(JanusError, match=r"residual must hold logarithms .* from -69 to 69; got 1e\+30"):
+        from_dict(broken)
+
+
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_broken_field_raises_anything_but_a_janus_error(scaled, data):

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from janus.experts.slots import ExpertSlots
 
 NAMES = ("hidden", "topk_ids", "topk_weights")
-ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+NATIVE = (torch.int64, torch.int32)  # ids that are taken as they come; others are widened
+ID_DTYPES = (*NATIVE, torch.int16, torch.int8, torch.uint8)
 CAST_BY_AUTOCAST = (torch.float32, torch.bfloat16, torch.float16)
 STORED_ALONE = (torch.float64, *CAST_BY_AUTOCAST)  # what a weight can be stored as without scales
 

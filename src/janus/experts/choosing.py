@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from janus.experts.checks import NATIVE
 from janus.sched import Assignment, Balancer, RooflineCost, balance
 from janus.sched.backends import KERNEL_LIMITS, choose
 from janus.types import Placement
@@ -14,7 +15,6 @@ from janus.types import Placement
 # A balancer keeps buffers for this many tokens: 64 KiB on a CPU with K = 8, 2 MiB on a GPU. Larger batches are served
 # by `balance`: its tables, made anew, cost nothing beside so many tokens.
 MOST_TOKENS = {"cpu": 1024, "cuda": KERNEL_LIMITS["tokens"]}
-NATIVE = (torch.int64, torch.int32)
 
 
 class ReplicaChooser:

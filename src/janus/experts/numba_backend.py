@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from janus.experts.activation import recognise
+from janus.experts.checks import NATIVE
 from janus.experts.cpu import columns, team
 from janus.experts.cpu.jobs import ACTIVATE, DOWN, JOB, JOB_BYTES, NARROW, NUM_PHASES, UP, WIDEN
 from janus.experts.cpu.pages import enlarge
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 KINDS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 STORED = KINDS | {format.dtype: name for name, format in FORMATS.items()}
-NATIVE = (torch.int64, torch.int32)
 ALONE = 2**19  # bytes of weights that one thread reads before another one is awake
 ACTIVATED = 8192  # numbers of a block of the activation: microseconds
 ITEMS_PER_THREAD = {False: 8, True: 2}  # [in, out]: enough that threads end together, few enough for long reads

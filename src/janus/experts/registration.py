@@ -14,7 +14,6 @@ from torch import nn
 
 from janus.errors import JanusError
 from janus.experts.checks import check_call, prepared
-from janus.experts.layout import ExpertLayout
 from janus.experts.op import Handle, traced
 from janus.experts.sites import count_experts
 from janus.experts.slots import ExpertSlots
@@ -36,7 +35,7 @@ class _Made:
         return same and (self.dtype, self.device) == (self.slots.dtype, self.slots.device)
 
 
-_MADE: MutableMapping[nn.Module, dict[str, _Made]] = WeakKeyDictionary()  # of an experts module, by the way to compute
+_MADE: MutableMapping[nn.Module, _Made] = WeakKeyDictionary()  # of an experts module
 
 
 def register() -> None:
@@ -137,8 +136,7 @@ def _compute(
     opaque = getattr(experts, _OPAQUE, None)
     if opaque is None or not opaque.belongs_to(experts):
         setattr(experts, _OPAQUE, _Opaque(experts))
-    needs_grad = _needs_grad(experts, hidden_states, top_k_weights)
-    slots = slots_of(experts, "eager" if needs_grad else "auto")  # fused ways have no backward
+    slots = slots_of(experts)
     check_call(slots, sys.maxsize, hidden_states, top_k_index, top_k_weights)  # K may exceed the experts of this rank
     is_here = (top_k_index >= 0) & (top_k_index < slots.num_slots)
     here_TK = torch.where(is_here, top_k_index.long(), -1)  # unsigned ids have no -1
@@ -148,28 +146,16 @@ def _compute(
 _run: Any = torch.compiler.disable(_compute)  # a graph break: to take gradients, and before the first call by hand
 
 
-def slots_of(experts: nn.Module, compute: str = "auto") -> ExpertSlots:
+def slots_of(experts: nn.Module) -> ExpertSlots:
     """Slots over the module's own parameters, slot e for expert e; made once, and kept as long as the module lives.
 
     Args:
         experts: the family's module.
-        compute: as in `ExpertSlots`.
     """
-    kept = _MADE.setdefault(experts, {})
-    if not all(made.fits(experts) for made in kept.values()):
-        kept.clear()
-    if compute not in kept:
-        first = next(experts.parameters())
-        kept[compute] = _Made(_make(experts, compute), first.dtype, first.device)
-    return kept[compute].slots
-
-
-def _make(experts: nn.Module, compute: str) -> ExpertSlots:
-    layout, first = ExpertLayout.of(experts), next(experts.parameters())
-    slots = ExpertSlots(layout, range(count_experts(experts)), dtype=first.dtype, device="meta", compute=compute)
-    for name, p in experts.named_parameters(recurse=False):
-        slots.register_parameter(name, p)
-    slots.rank_S = slots.rank_S.to(first.device)
-    if not first.is_meta:
-        slots.verify()
-    return slots
+    made = _MADE.get(experts)
+    if made is None or not made.fits(experts):
+        slots, first = ExpertSlots.from_module(experts, range(count_experts(experts))), next(experts.parameters())
+        if not first.is_meta:
+            slots.verify()
+        made = _MADE[experts] = _Made(slots, first.dtype, first.device)
+    return made.slots

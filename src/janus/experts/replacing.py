@@ -52,7 +52,7 @@ class Replacement:
         progress: Progress | None = None,
     ) -> None:
         self.slots, self.view, self.moves = slots, view, moves
-        self.bytes = len(moves) * sum(p[0].nbytes for p in slots.parameters())
+        self.bytes = len(moves) * sum(p[0].nbytes for p in slots.parameters(recurse=False))
         self.error: BaseException | None = None
         self._source, self._files, self._unused, self._progress = source, files, unused, progress
         self._where = [p.data_ptr() for p in slots.parameters()]

@@ -14,9 +14,7 @@ import torch
 from torch import nn
 
 from janus.errors import JanusError
-from janus.experts.sites import count_experts, find_experts, is_experts, layer_id, shared_parts
-
-__all__ = ["PROBE_TOKENS", "MoEBlock", "RouterSeam", "count_experts", "find_blocks", "is_experts"]
+from janus.experts.sites import count_experts, find_experts, layer_id, shared_parts
 
 PROBE_TOKENS = 3
 

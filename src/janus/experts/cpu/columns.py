@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from janus.experts.cpu.inner import GROUP
-from janus.experts.cpu.jobs import DONE, JOB, TOKENS, by_tokens, inlined
+from janus.experts.cpu.jobs import DONE, JOB, TOKENS, by_tokens, entries_of, inlined
 from janus.experts.cpu.outer import outer
 from janus.experts.cpu.vectors import SCALED, SIZES, carray, fetch_and_add, loaded, pointer, stored
 
@@ -62,9 +62,7 @@ def _add(
 
 def _up(job: Any) -> None:
     d = carray(pointer(job), (1,), JOB)[0]
-    slots = carray(pointer(d.slots), (d.active,), np.int64)
-    starts = carray(pointer(d.starts), (d.active + 1,), np.int64)
-    tokens = carray(pointer(d.tokens), (starts[d.active],), np.int64)
+    slots, starts, tokens, _ = entries_of(d)
     x, rows = np.empty(TOKENS, np.int64), np.empty(TOGETHER, np.int64)
     sums, parts = np.empty((TOGETHER, PANEL), np.float32), np.empty((TOGETHER, PANEL), np.float32)
     while True:
@@ -88,10 +86,7 @@ def _up(job: Any) -> None:
 
 def _down(job: Any) -> None:
     d = carray(pointer(job), (1,), JOB)[0]
-    slots = carray(pointer(d.slots), (d.active,), np.int64)
-    starts = carray(pointer(d.starts), (d.active + 1,), np.int64)
-    tokens = carray(pointer(d.tokens), (starts[d.active],), np.int64)
-    factors = carray(pointer(d.factors), (starts[d.active],), np.float32)
+    slots, starts, tokens, factors = entries_of(d)
     x, rows = np.empty(TOKENS, np.int64), np.empty(TOGETHER, np.int64)
     sums, parts = np.empty((TOGETHER, PANEL), np.float32), np.empty((TOGETHER, PANEL), np.float32)
     while True:

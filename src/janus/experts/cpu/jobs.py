@@ -13,7 +13,7 @@ import numba
 import numpy as np
 from numba.core import types
 
-from janus.experts.cpu.vectors import tile
+from janus.experts.cpu.vectors import carray, pointer, tile
 
 # All int64. A stride is in bytes; a slot's matrix has `rows` results of `n` terms each.
 FIELDS = (
@@ -31,6 +31,14 @@ TOKENS = 4  # of a tile
 NUM_PHASES = 5
 WIDEN, UP, ACTIVATE, DOWN, NARROW = range(NUM_PHASES)  # a call's jobs, in their order in memory and time
 tile_1 = tile_2 = tile_3 = tile_4 = cast("Any", tile)  # bound by `by_tokens`
+
+
+def _entries_of(d: Any) -> Any:
+    """Slots [A], where their entries start [A + 1], and each entry's token and routing weight [N], of a job."""
+    starts = carray(pointer(d.starts), (d.active + 1,), np.int64)
+    total = starts[d.active]
+    slots, tokens = carray(pointer(d.slots), (d.active,), np.int64), carray(pointer(d.tokens), (total,), np.int64)
+    return slots, starts, tokens, carray(pointer(d.factors), (total,), np.float32)
 
 
 def bound(function: Callable[..., Any], name: str, **names: Any) -> Any:
@@ -79,3 +87,6 @@ def entry(function: Callable[..., Any], result: Any = types.void, arguments: int
         return numba.cfunc(signature, cache=True, error_model="numpy")(function)
     except RuntimeError:  # no folder that numba may write to: each process compiles anew, in seconds
         return numba.cfunc(signature, error_model="numpy")(function)
+
+
+entries_of = inlined(_entries_of, "all")

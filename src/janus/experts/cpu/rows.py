@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from janus.experts.cpu.inner import inner
-from janus.experts.cpu.jobs import DONE, JOB, TOKENS, by_tokens, inlined
+from janus.experts.cpu.jobs import DONE, JOB, TOKENS, by_tokens, entries_of, inlined
 from janus.experts.cpu.vectors import SIZES, carray, fetch_and_add, loaded, pointer, stored, tile
 
 LONG = {"float32": 4}  # tokens of a slot up to which its rows are read one after the other, by kind; 1 elsewhere
@@ -36,9 +36,7 @@ def _products(
 
 def _up(job: Any) -> None:
     d = carray(pointer(job), (1,), JOB)[0]
-    slots = carray(pointer(d.slots), (d.active,), np.int64)
-    starts = carray(pointer(d.starts), (d.active + 1,), np.int64)
-    tokens = carray(pointer(d.tokens), (starts[d.active],), np.int64)
+    slots, starts, tokens, _ = entries_of(d)
     x, out = np.empty(TOKENS, np.int64), np.empty(TOKENS * most, np.float32)
     while True:
         item = fetch_and_add(job)
@@ -67,10 +65,7 @@ def _up(job: Any) -> None:
 
 def _down(job: Any) -> None:
     d = carray(pointer(job), (1,), JOB)[0]
-    slots = carray(pointer(d.slots), (d.active,), np.int64)
-    starts = carray(pointer(d.starts), (d.active + 1,), np.int64)
-    tokens = carray(pointer(d.tokens), (starts[d.active],), np.int64)
-    factors = carray(pointer(d.factors), (starts[d.active],), np.float32)
+    slots, starts, tokens, factors = entries_of(d)
     x, out = np.empty(TOKENS, np.int64), np.empty(TOKENS * most, np.float32)
     while True:
         block = fetch_and_add(job)

@@ -29,6 +29,7 @@ CODE = "latency.file"
 PARTS = ("attention", "moe", "comm", "other")
 LARGEST = 2**31  # no count in a model or a cluster comes near it
 EXTREME = 1e30  # nor does a number, or its inverse; products of a few stay finite
+MOST_RESIDUAL = 69.0  # nor does the logarithm of a ratio: e**69 is about EXTREME
 SLOWEST_S, SLOWEST_BYTE_S = 1000.0, 1e-5  # of a message, of a byte: sums are whole femtoseconds of 64 bits
 MOST_SCALED = 8  # models scaled on top of each other; factors of 1e30 each would leave the finite numbers
 T = TypeVar("T")
@@ -246,7 +247,7 @@ def _kernel(data: Any, where: str) -> Kernel:
         {name: _positive(value, f"{where}.coefficients.{name}") for name, value in coefficients.items()},
         _points(data["points"], len(FORMS[form].coordinates), len(us), f"{where}.points"),
         us,
-        _same_length(_column(data["residual"], f"{where}.residual"), us, f"{where}.residual"),
+        _residuals(data["residual"], us, f"{where}.residual"),
         abs(_number(data["error"], f"{where}.error")),
     )
 
@@ -279,7 +280,12 @@ def _points(values: Any, width: int, count: int, where: str) -> Array:
     return np.array(rows, dtype=np.float64).reshape(count, width)
 
 
-def _same_length(found: Array, us: Array, where: str) -> Array:
+def _residuals(values: Any, us: Array, where: str) -> Array:
+    found = _column(values, where)
     if len(found) != len(us):
         raise JanusError(CODE, f"{where} must hold as many numbers as us, {len(us)}; got {len(found)}")
+    beyond = found[np.abs(found) > MOST_RESIDUAL]
+    if len(beyond):
+        most = f"from {-MOST_RESIDUAL:g} to {MOST_RESIDUAL:g}"
+        raise JanusError(CODE, f"{where} must hold logarithms of a time over its form's, {most}; got {beyond[0]:g}")
     return found
