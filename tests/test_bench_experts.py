@@ -331,8 +331,8 @@ def test_the_other_placement_holds_every_expert_in_another_order(experts):
 def test_a_wrong_way_is_seen_by_the_accuracy(monkeypatch, capsys):
     accuracy = proof("experts_accuracy")
     module = accuracy.made(TINY, torch.float32, seed=0)
-    good, bad = accuracy.Found(), accuracy.Found()
-    accuracy.look(good, module, "eager", TINY, (1, 4))
+    good, bad, given = accuracy.Found(), accuracy.Found(), accuracy.cases(module, TINY, (1, 4))
+    accuracy.look(good, module, "eager", TINY, given)
     run = accuracy.JanusMoELayer.forward
 
     def drifting(layer, x, ids, weights):
@@ -341,7 +341,7 @@ def test_a_wrong_way_is_seen_by_the_accuracy(monkeypatch, capsys):
 
     monkeypatch.setattr(accuracy.JanusMoELayer, "forward", drifting)
     monkeypatch.setattr(accuracy, "promises", lambda layer, name: True)
-    accuracy.look(bad, module, "eager", TINY, (1, 4))
+    accuracy.look(bad, module, "eager", TINY, given)
     assert all(figure["ok"] for figure in accuracy.judged("eager", good))
     assert not any(figure["ok"] for figure in accuracy.judged("eager", bad))
     assert (bad.calls, bad.again, bad.placed > 0, bad.alone > 0) == (2, 2, True, True)

@@ -71,8 +71,10 @@ def send(size):
 """
 
 OWNER = """
-import json, os, sys
+import json, os, signal, sys
 from testbed import Testbed
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs behind it deaf to this one
 
 ending, folder = sys.argv[1:]
 with Testbed(nodes=2, rate_mbit=200) as bed, bed.ranks([0, 1, 1], "roles", path=[folder]) as ranks:

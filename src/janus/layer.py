@@ -260,8 +260,9 @@ class JanusMoELayer(PlacedSlots):
             if not topk_ids.numel():
                 return torch.zeros_like(hidden, memory_format=torch.contiguous_format)
             with self._handle.lock:
-                chooser = self._chooser = self._chooser.serving(view.placement)
-                slots_TK = view.local(chooser(topk_ids))
+                if self._chooser.placed is not view.placement:
+                    self._chooser = self._chooser.serving(view.placement)
+                slots_TK = view.local(self._chooser(topk_ids))
                 y_TH = slots(prepared(slots, hidden), slots_TK, topk_weights.contiguous())
             return y_TH if y_TH.dtype is hidden.dtype else y_TH.to(hidden.dtype)
         finally:
@@ -285,7 +286,7 @@ class JanusMoELayer(PlacedSlots):
             tokens: T of the call.
             top_k: K of the call.
         """
-        return self.slots.engine(self.slots.compute).needed(tokens, top_k)
+        return self.slots.engine().needed(tokens, top_k)
 
     @property
     def bad_ids(self) -> int:

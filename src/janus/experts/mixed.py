@@ -46,9 +46,9 @@ class MixedEngine(NumbaEngine):
         self.batch_invariant = False
         self.most = most_tokens(slots.dtype)
 
-    def needed(self, T: int, K: int, result: str | None = None) -> int:
+    def needed(self, T: int, K: int, dtype: torch.dtype | None = None) -> int:
         """As `Engine.needed`; the busiest slot may hold every token, in torch's way."""
-        ours = super().needed(T, K, result)
+        ours = super().needed(T, K, dtype)
         return (
             ours
             if self.most >= T * K
@@ -59,7 +59,7 @@ class MixedEngine(NumbaEngine):
         """As `ExpertSlots.forward`."""
         if slots_TK.numel() <= self.most:
             return super().__call__(x_TH, slots_TK, weights_TK)
-        runs = sort(slots_TK.contiguous().numpy(), self._order())
+        runs = sort(slots_TK.contiguous().numpy(), self._order()[1])
         busy_A = np.diff(runs.starts) > self.most
         if not busy_A.any():
             return super().__call__(x_TH, slots_TK, weights_TK)

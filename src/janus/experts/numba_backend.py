@@ -12,7 +12,7 @@ from janus.experts.checks import NATIVE
 from janus.experts.cpu import columns, team
 from janus.experts.cpu.jobs import ACTIVATE, DOWN, JOB, JOB_BYTES, NARROW, NUM_PHASES, UP, WIDEN
 from janus.experts.cpu.pages import enlarge
-from janus.experts.cpu.phases import Kinds, phases
+from janus.experts.cpu.phases import Kinds, codes, phases
 from janus.experts.cpu.preparing import prepare, workspace_bytes
 from janus.experts.cpu.vectors import SIZES, has_pairs
 from janus.experts.quantized import FORMATS
@@ -55,21 +55,28 @@ class NumbaEngine:
     def __init__(self, slots: ExpertSlots) -> None:
         self.slots, self.activation = slots, recognise(slots.layout)
         self.batch_invariant = self.activation is not None
-        self.prepare = prepare()
+        self.prepare, self.phases = prepare(), phases()
         stored, plain = STORED[slots.down_proj.dtype], KINDS[slots.dtype]
         pairs = stored == "bfloat16" and has_pairs() and not slots.layout.is_transposed
         inner, matrix = ("bfloat16", "bfloat16 pairs") if pairs else ("float32", stored)
-        self.kinds = Kinds(matrix, plain, inner, "float32" if self.activation else plain, plain)
-        self._rank: Any = None
-        self._codes: dict[str, Any] = {}
-        self._told: tuple[Any, Any, int] = None, None, 0  # addresses, the template made of them, bytes of a slot
+        bias = plain if slots.layout.has_bias else "float32"  # the same code for slots without
+        self.kinds = Kinds(matrix, bias, plain, inner, "float32" if self.activation else plain)
+        # What a call finds ready. Beside an idle cache each look-up costs a microsecond: numbers, not what gives them.
+        self._sorted: tuple[Any, Any, int] = None, None, 0  # ranks of the slots, the slots in their order, its address
+        self._rows: dict[torch.dtype, tuple[int, int, int, int]] = {}  # bytes, by dtype of the result
+        self._told: tuple[Any, Any, int, int] = (
+            None,
+            None,
+            0,
+            0,
+        )  # addresses, the template made of them, its, a slot's bytes
         for p in slots._parameters.values():
             if p is not None:
                 enlarge(p, now=True)
 
-    def needed(self, T: int, K: int, result: str | None = None) -> int:
+    def needed(self, T: int, K: int, dtype: torch.dtype | None = None) -> int:
         """Bytes of workspace of a call: for T tokens of K experts each, beside its output."""
-        return workspace_bytes(T, K, self.slots.num_slots, self._row_bytes(result or self.kinds.result))
+        return workspace_bytes(T, K, self.slots.num_slots, self._row_bytes(dtype or self.slots.dtype))
 
     def __call__(self, x_TH: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         """As `ExpertSlots.forward`."""
@@ -79,30 +86,28 @@ class NumbaEngine:
         self, x_TH: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor, dtype: torch.dtype
     ) -> torch.Tensor:
         """As `ExpertSlots.forward`, the output in `dtype`: that of the slots, or float32."""
-        (T, H), K, result = x_TH.shape, slots_TK.shape[1], KINDS[dtype]
+        (T, H), K = x_TH.shape, slots_TK.shape[1]
         y_TH = torch.empty(T, H, dtype=dtype)
         if not T * K:
             return y_TH.zero_()
-        x_row, y_row, _, _ = self._row_bytes(result)
-        work = torch.empty(self.needed(T, K, result), dtype=torch.uint8)
+        _, order_S, order = self._order()
+        _, _, template, slot_bytes = self._template()
+        row_bytes = self._rows.get(dtype) or self._row_bytes(dtype)
+        work = torch.empty(workspace_bytes(T, K, len(order_S), row_bytes), dtype=torch.uint8)
         ids_TK = (slots_TK if slots_TK.dtype in NATIVE else slots_TK.long()).contiguous()
-        factors_TK = weights_TK.detach().contiguous().float()
-        x_TH, template, order_S = x_TH.detach().contiguous(), self._template(), self._order()
-        if result not in self._codes:
-            kinds = self.kinds._replace(result=result)
-            self._codes[result] = phases(kinds, self.activation, self.slots.layout.is_transposed)
-        code = self._codes[result]
+        factors_TK, x_TH = weights_TK.contiguous().float(), x_TH.contiguous()
         active = self.prepare.ctypes(
-            template.ctypes.data, work.data_ptr(), order_S.ctypes.data, len(order_S), ids_TK.data_ptr(),
-            ids_TK.dtype == torch.int64, factors_TK.data_ptr(), T, K, x_TH.data_ptr(), H * x_TH.element_size(),
-            y_TH.data_ptr(), H * y_TH.element_size(), x_row, y_row, torch.get_num_threads(),
+            template, work.data_ptr(), order, len(order_S), ids_TK.data_ptr(), ids_TK.dtype is torch.int64,
+            factors_TK.data_ptr(), T, K, x_TH.data_ptr(), H * x_TH.element_size(), y_TH.data_ptr(), H * dtype.itemsize,
+            row_bytes[0], row_bytes[1], torch.get_num_threads(),
         )  # fmt: skip
         if not active:
             return y_TH.zero_()
-        self._run(code, work, alone=active * self._told[2] < ALONE)
+        self._run(work, alone=active * slot_bytes < ALONE)
         return y_TH
 
-    def _run(self, code: Any, work: torch.Tensor, *, alone: bool) -> None:
+    def _run(self, work: torch.Tensor, *, alone: bool) -> None:
+        code = self.phases
         if self.activation is not None:
             team.run(code, work.data_ptr(), alone=alone)
             return
@@ -120,26 +125,31 @@ class NumbaEngine:
         jobs["counter"] = jobs["done"] = 0
         team.run(code, work.data_ptr())
 
-    def _row_bytes(self, result: str) -> tuple[int, int, int, int]:
+    def _row_bytes(self, dtype: torch.dtype) -> tuple[int, int, int, int]:
         """Of the parts of the workspace, as `preparing.workspace_bytes` takes them."""
         layout, kinds = self.slots.layout, self.kinds
         x_row = 0 if kinds.plain == kinds.inner else layout.hidden_size * SIZES[kinds.inner]
-        y_row = 0 if result == "float32" else 4 * layout.hidden_size
+        y_row = 0 if dtype == torch.float32 else 4 * layout.hidden_size
         width = layout.width * (2 if layout.has_gate else 1)
-        return x_row, y_row, width * SIZES[kinds.between], layout.width * SIZES[kinds.inner]
+        self._rows[dtype] = x_row, y_row, width * SIZES[kinds.between], layout.width * SIZES[kinds.inner]
+        return self._rows[dtype]
 
-    def _order(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        if self._rank is None or self._rank[0] is not self.slots.rank_S:
-            self._rank = self.slots.rank_S, np.argsort(self.slots.rank_S.numpy())
-        return self._rank[1]
+    def _order(self) -> tuple[Any, np.ndarray[Any, np.dtype[np.int64]], int]:
+        """The ranks, the slots by them, and the address of these."""
+        rank_S = self.slots._buffers["rank_S"]
+        if self._sorted[0] is not rank_S:
+            order_S = np.argsort(self.slots.rank_S.numpy())
+            self._sorted = rank_S, order_S, order_S.ctypes.data
+        return self._sorted
 
-    def _template(self) -> np.ndarray[Any, Any]:
+    def _template(self) -> tuple[Any, Any, int, int]:
         """What jobs are told in every call; parameters may have been replaced since the last one."""
         slots, layout = self.slots, self.slots.layout
-        now = tuple(p.data_ptr() for p in slots._parameters.values() if p is not None)
+        now = tuple([p.data_ptr() for p in slots._parameters.values() if p is not None])
         if self._told[0] != now:
             jobs = np.zeros(NUM_PHASES, JOB)
-            _, _, up_row, h_row = self._row_bytes(self.kinds.result)
+            jobs["code"] = codes(self.kinds, self.activation, layout.is_transposed)
+            _, _, up_row, h_row = self._row_bytes(slots.dtype)
             self._tell(jobs[UP], layout.up)
             self._tell(jobs[DOWN], "down_proj")
             jobs[UP]["out_stride"] = jobs[ACTIVATE]["x_stride"] = up_row
@@ -149,8 +159,8 @@ class NumbaEngine:
             for copy in (WIDEN, NARROW):
                 jobs[copy]["n"], jobs[copy]["x_stride"] = layout.hidden_size, 4 * layout.hidden_size
             jobs[DOWN]["out_stride"] = 4 * layout.hidden_size
-            self._told = now, jobs, slots.nbytes // slots.num_slots
-        return self._told[1]
+            self._told = now, jobs, jobs.ctypes.data, slots.nbytes // slots.num_slots
+        return self._told
 
     def _tell(self, job: Any, name: str) -> None:
         parts, transposed = self.slots._parameters, self.slots.layout.is_transposed

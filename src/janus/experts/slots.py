@@ -101,12 +101,16 @@ class ExpertSlots(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights as they are computed with."""
-        return self.down_proj.dtype if self.format is None else self.computed_0.dtype
+        here = self._parameters["down_proj"] if self.format is None else self._buffers["computed_0"]  # see `device`
+        assert here is not None
+        return here.dtype
 
     @property
     def device(self) -> torch.device:
-        """Of the weights."""
-        return self.down_proj.device
+        """Of the weights; looked up where modules keep them, because their attributes cost a microsecond each."""
+        down_proj = self._parameters["down_proj"]
+        assert down_proj is not None
+        return down_proj.device
 
     @property
     def nbytes(self) -> int:
@@ -157,11 +161,11 @@ class ExpertSlots(nn.Module):
             self._chosen[now] = choose(self.asked, self)
         return self._chosen[now]
 
-    def engine(self, name: str) -> Engine:
-        """The way to run of that name, made once."""
+    def engine(self, name: str = "") -> Engine:
+        """The way to run of that name, made once; the one that `compute` names if none is given."""
         now = name, self.device, self.dtype
         if now not in self._engines:
-            self._engines[now] = make(name, self)
+            self._engines[now] = make(name, self) if name else self.engine(self.compute)
         return self._engines[now]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -181,8 +185,7 @@ class ExpertSlots(nn.Module):
         Raises:
             JanusError: ``layer.grad`` where a gradient is asked for that cannot be right.
         """
-        name = way_for_grad(self, x_TH, weights_TK) or self.compute
-        return self.engine(name)(x_TH, slots_TK, weights_TK)
+        return self.engine(way_for_grad(self, x_TH, weights_TK))(x_TH, slots_TK, weights_TK)
 
     def verify(self, atol: float = 1e-5) -> None:
         """Compare one filled slot with the family's own forward on a few tokens.

@@ -5,6 +5,7 @@ torch's own operations take other paths for other shapes and strides, and with t
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from typing import Any, cast
@@ -12,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from janus.experts.activation import CLAMPS, KINDS, Activation
-from janus.experts.cpu.jobs import DONE, JOB, inlined
+from janus.experts.cpu.jobs import DONE, JOB, bound, entry, inlined
 from janus.experts.cpu.vectors import carray, fetch_and_add, pointer, power_of_two, upper_half
 
 # Bound for each formula by `activate`.
@@ -87,10 +88,10 @@ def _activate(job: Any) -> None:
         block = fetch_and_add(job)
         if block >= d.items:
             break
-        for entry in range(block * d.block_rows, min(d.rows, (block + 1) * d.block_rows)):
+        for row in range(block * d.block_rows, min(d.rows, (block + 1) * d.block_rows)):
             n = d.n  # not read again in the loop, which is made of vectors then
-            out = carray(pointer(d.out + entry * d.out_stride), (n,), result)
-            x = carray(pointer(d.x + entry * d.x_stride), (2 * n,), np.float32)
+            out = carray(pointer(d.out + row * d.out_stride), (n,), result)
+            x = carray(pointer(d.x + row * d.x_stride), (2 * n,), np.float32)
             for i in range(n):
                 if not gated:
                     out[i] = rounded(curve(x[i]))
@@ -105,8 +106,9 @@ def _same(value: Any) -> Any:
     return value
 
 
+@functools.cache
 def activate(activation: Activation, results: str) -> Any:
-    """[N, 2F], or [N, F] without a gate, to [N, F].
+    """C function of a job: [N, 2F], or [N, F] without a gate, to [N, F].
 
     Args:
         activation: the formula.
@@ -121,4 +123,4 @@ def activate(activation: Activation, results: str) -> Any:
     whole = inlined(_formula, name, curve=curve, **numbers)
     is_half = results == "bfloat16"
     names = {"result": np.uint16 if is_half else np.float32, "rounded": upper_half if is_half else inlined(_same, name)}
-    return inlined(_activate, name, curve=curve, formula=whole, **names, **numbers)
+    return entry(bound(_activate, name, curve=curve, formula=whole, **names, **numbers))

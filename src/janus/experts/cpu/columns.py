@@ -5,19 +5,20 @@ As `rows`, with panels of columns in place of blocks of rows.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, cast
 
 import numpy as np
 
 from janus.experts.cpu.inner import GROUP
-from janus.experts.cpu.jobs import DONE, JOB, TOKENS, by_tokens, entries_of, inlined
+from janus.experts.cpu.jobs import DONE, JOB, TOKENS, bound, by_tokens, entries_of, entry, inlined
 from janus.experts.cpu.outer import outer
 from janus.experts.cpu.vectors import SCALED, SIZES, carray, fetch_and_add, loaded, pointer, stored
 
 ROWS = 4  # of a tile: sums are read and written once for so many
 TOGETHER = 16  # tokens whose sums stay in the cache while a panel's rows go by
 PANEL = 1024  # most columns
-# Bound for each kind of weights by `_made`: what a tile computes, with all its rows or one.
+# Bound for each kind of weights: what a tile computes, with all its rows or one.
 wide = one = load = store = single = add_rows = panel = cast("Any", outer)
 bias_size = out_size = weight = 0
 factor = 0.0
@@ -120,12 +121,16 @@ def down(kind: str, biases: str) -> Any:
     return _made(_down, kind, biases, "float32")
 
 
+@functools.cache
 def _made(function: Any, kind: str, biases: str, results: str) -> Any:
-    name = f"columns_{kind}_{biases}_{results}"
+    names = {"panel": _panel_of(kind), "load": loaded(biases), "bias_size": SIZES[biases]}
+    names |= {"store": stored(results), "out_size": SIZES[results]}
+    return entry(bound(function, f"{kind}_{biases}_{results}", **names))
+
+
+@functools.cache
+def _panel_of(kind: str) -> Any:
     names: dict[str, Any] = {"wide": by_tokens(outer, kind, ROWS), "one": by_tokens(outer, kind, 1)}
-    names["single"] = loaded("float32")
-    names |= {"weight": SIZES[kind], "factor": np.float32(SCALED.get(kind, 0))}
-    names["add_rows"] = inlined(_add, name, **names)
-    names["panel"] = inlined(_panel, name, **names)
-    names |= {"load": loaded(biases), "bias_size": SIZES[biases], "store": stored(results), "out_size": SIZES[results]}
-    return inlined(function, name, **names)
+    names |= {"weight": SIZES[kind], "factor": np.float32(SCALED.get(kind, 0)), "single": loaded("float32")}
+    names["add_rows"] = inlined(_add, kind, **names)
+    return inlined(_panel, kind, **names)

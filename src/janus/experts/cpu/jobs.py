@@ -18,6 +18,7 @@ from janus.experts.cpu.vectors import carray, pointer, tile
 # All int64. A stride is in bytes; a slot's matrix has `rows` results of `n` terms each.
 FIELDS = (
     "counter", "done",  # number of the next item, and of those finished: first and second, threads change them
+    "code",  # address of what takes its items
     "items", "blocks", "block_rows",  # of all; of one slot (up); results of each
     "active", "slots", "starts", "tokens", "factors",  # activated slots, and addresses of what `preparing` says of them
     "matrix", "slot_stride", "row_stride", "rows", "n",
@@ -69,6 +70,7 @@ def _by_tokens(tokens: Any, *arguments: Any) -> None:
         tile_1(*arguments)
 
 
+@functools.cache
 def by_tokens(tile_of: Callable[..., Any], kind: str, rows: int) -> Any:
     """Tiles of so many weight rows, for compiled code: (tokens, and what the tile of 1 to `TOKENS` tokens takes)."""
     tiles = {f"tile_{n}": tile_of(kind, rows, n) for n in range(1, TOKENS + 1)}

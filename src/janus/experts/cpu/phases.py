@@ -7,7 +7,6 @@ taken by threads that run, so however few there are, the wait ends.
 from __future__ import annotations
 
 import functools
-import hashlib
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -15,24 +14,11 @@ import numpy as np
 from janus.experts.activation import Activation
 from janus.experts.cpu import columns, rows
 from janus.experts.cpu.activating import activate
-from janus.experts.cpu.jobs import (
-    ACTIVATE,
-    DONE,
-    DOWN,
-    JOB,
-    JOB_BYTES,
-    NARROW,
-    UP,
-    WIDEN,
-    bound,
-    entry,
-    inlined,
-)  # fmt: skip
-from janus.experts.cpu.vectors import SIZES, carray, fetch_and_add, give_way, loaded, pointer, read_shared, stored
+from janus.experts.cpu.jobs import DONE, JOB, JOB_BYTES, NUM_PHASES, bound, entry, inlined
+from janus.experts.cpu.vectors import SIZES, call, carray, fetch_and_add, give_way, loaded, pointer, read_shared, stored
 
 SPINS = 2000  # looks at a counter before another thread gets the core: microseconds
-# Bound by `phases`.
-widen = up = act = down = narrow = load = store = cast("Any", pointer)
+_wait = load = store = cast("Any", pointer)  # bound by `phases` and `_copying`
 load_size = store_size = 0
 
 
@@ -41,29 +27,26 @@ class Kinds(NamedTuple):
 
     Attributes:
         matrix: of the weights.
-        plain: of biases, and of the hidden states that come.
+        bias: of what is added to the products.
+        plain: of the hidden states that come, and of what goes out unless that is float32.
         inner: what the products take: tokens' rows, and the activation's results.
         between: results of the first product.
-        result: what goes out.
     """
 
     matrix: str
+    bias: str
     plain: str
     inner: str
     between: str
-    result: str
 
 
 def _phases(jobs: Any) -> None:
-    widen(jobs + JOB_BYTES * WIDEN)
-    _wait(jobs + JOB_BYTES * WIDEN)
-    up(jobs + JOB_BYTES * UP)
-    _wait(jobs + JOB_BYTES * UP)
-    act(jobs + JOB_BYTES * ACTIVATE)
-    _wait(jobs + JOB_BYTES * ACTIVATE)
-    down(jobs + JOB_BYTES * DOWN)
-    _wait(jobs + JOB_BYTES * DOWN)
-    narrow(jobs + JOB_BYTES * NARROW)
+    for phase in range(NUM_PHASES):
+        job = jobs + JOB_BYTES * phase
+        d = carray(pointer(job), (1,), JOB)[0]
+        if d.items:
+            call(d.code, job)
+            _wait(job)
 
 
 def _wait_for(job: Any) -> None:
@@ -73,9 +56,6 @@ def _wait_for(job: Any) -> None:
         spins += 1
         if spins > SPINS:
             give_way()
-
-
-_wait = inlined(_wait_for, "all")
 
 
 def _copy(job: Any) -> None:
@@ -93,13 +73,8 @@ def _copy(job: Any) -> None:
         fetch_and_add(job + DONE)
 
 
-def _nothing(_job: Any) -> None:
-    """Of an activation that compiled code does not know: its job has no items."""
-
-
-@functools.cache
-def phases(kinds: Kinds, activation: Activation | None, is_transposed: bool) -> Any:
-    """A C function of the address of a call's jobs, which threads run side by side.
+def codes(kinds: Kinds, activation: Activation | None, is_transposed: bool) -> tuple[int, ...]:
+    """Address of what each phase of a call runs; each is compiled when a machine first needs it (seconds).
 
     Args:
         kinds: of numbers.
@@ -107,18 +82,23 @@ def phases(kinds: Kinds, activation: Activation | None, is_transposed: bool) -> 
         is_transposed: matrices are [in, out].
     """
     made = columns if is_transposed else rows
-    name = "_".join([*kinds, repr(activation), str(is_transposed)])
-    name = f"{kinds.matrix}_{hashlib.sha256(name.encode()).hexdigest()[:8]}".replace(" ", "_")
-    parts = {
-        "widen": _copying(kinds.plain, kinds.inner),
-        "up": made.up(kinds.matrix, kinds.plain, kinds.between),
-        "act": activate(activation, kinds.inner) if activation else inlined(_nothing, name),
-        "down": made.down(kinds.matrix, kinds.plain),
-        "narrow": _copying("float32", kinds.result),
-    }
-    return entry(bound(_phases, name, **parts))
+    parts = (
+        _copying(kinds.plain, kinds.inner),
+        made.up(kinds.matrix, kinds.bias, kinds.between),
+        activate(activation, kinds.inner) if activation else None,
+        made.down(kinds.matrix, kinds.bias),
+        _copying("float32", kinds.plain),
+    )
+    return tuple(part.address if part else 0 for part in parts)
 
 
+@functools.cache
+def phases() -> Any:
+    """A C function of the address of a call's jobs, which threads run side by side."""
+    return entry(bound(_phases, "all", _wait=inlined(_wait_for, "all")))
+
+
+@functools.cache
 def _copying(given: str, wanted: str) -> Any:
     names = {"load": loaded(given), "load_size": SIZES[given], "store": stored(wanted), "store_size": SIZES[wanted]}
-    return inlined(_copy, f"{given}_{wanted}", **names)
+    return entry(bound(_copy, f"{given}_{wanted}", **names))

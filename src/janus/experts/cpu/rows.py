@@ -6,16 +6,17 @@ results do not depend on how many threads there are.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, cast
 
 import numpy as np
 
 from janus.experts.cpu.inner import inner
-from janus.experts.cpu.jobs import DONE, JOB, TOKENS, by_tokens, entries_of, inlined
+from janus.experts.cpu.jobs import DONE, JOB, TOKENS, bound, by_tokens, entries_of, entry, inlined
 from janus.experts.cpu.vectors import SIZES, carray, fetch_and_add, loaded, pointer, stored, tile
 
 LONG = {"float32": 4}  # tokens of a slot up to which its rows are read one after the other, by kind; 1 elsewhere
-# Bound for each kind of weights by `_made`: what a tile computes, with all its rows or one.
+# Bound for each kind of weights: what a tile computes, with all its rows or one.
 wide = one = load = store = products = cast("Any", inner)
 bias_size = out_size = most = few = 0
 
@@ -94,7 +95,7 @@ def _down(job: Any) -> None:
 
 
 def up(kind: str, biases: str, results: str) -> Any:
-    """out[entry, row] = matrix[slot, row] . x[token of entry] + bias[slot, row].
+    """C function of a job: out[entry, row] = matrix[slot, row] . x[token of entry] + bias[slot, row].
 
     Args:
         kind: of the matrix.
@@ -105,7 +106,7 @@ def up(kind: str, biases: str, results: str) -> Any:
 
 
 def down(kind: str, biases: str) -> Any:
-    """out[token, row] += factor[entry] * (matrix[slot, row] . x[entry] + bias[slot, row]), in float32.
+    """C function of a job: out[token, row] += factor[entry] * (matrix[slot, row] . x[entry] + bias[slot, row]), in float32.
 
     A block of rows goes through all slots in their order: each sum is made by one thread, in one order.
 
@@ -116,9 +117,15 @@ def down(kind: str, biases: str) -> Any:
     return _made(_down, kind, biases, "float32")
 
 
+@functools.cache
 def _made(function: Any, kind: str, biases: str, results: str) -> Any:
-    rows, name = tile()[1], f"{kind}_{biases}_{results}".replace(" ", "_")
-    tiles = {"wide": by_tokens(inner, kind, rows), "one": by_tokens(inner, kind, 1)}
-    names = {"products": inlined(_products, name, most=rows, **tiles), "few": LONG.get(kind, 1), "most": rows}
+    names = {"products": _products_of(kind), "few": LONG.get(kind, 1), "most": tile()[1]}
     names |= {"load": loaded(biases), "bias_size": SIZES[biases], "store": stored(results), "out_size": SIZES[results]}
-    return inlined(function, name, **names)
+    return entry(bound(function, f"{kind}_{biases}_{results}".replace(" ", "_"), **names))
+
+
+@functools.cache
+def _products_of(kind: str) -> Any:
+    rows = tile()[1]
+    tiles = {"wide": by_tokens(inner, kind, rows), "one": by_tokens(inner, kind, 1)}
+    return inlined(_products, kind.replace(" ", "_"), most=rows, **tiles)

@@ -224,14 +224,26 @@ def _give_way(_typing: Any) -> Any:
 
 
 @intrinsic
+def _call(_typing: Any, function: Any, argument: Any) -> Any:
+    """Call the C function at an address, which takes an int64."""
+
+    def codegen(context: Any, b: Any, _signature: Any, arguments: Sequence[Any]) -> Any:
+        signature = ir.FunctionType(ir.VoidType(), [I64])
+        b.call(b.inttoptr(arguments[0], signature.as_pointer()), [arguments[1]])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
 def _pointer(_typing: Any, address: Any) -> Any:
     """An address as numba's voidptr, which `numba.carray` takes."""
     return types.voidptr(types.int64), lambda _c, b, _s, arguments: b.inttoptr(arguments[0], I8.as_pointer())
 
 
 # numba gives the first parameter itself
-power_of_two, upper_half, fetch_and_add, read_shared, give_way, pointer = (
+power_of_two, upper_half, fetch_and_add, read_shared, give_way, call, pointer = (
     cast("Callable[..., Any]", f)
-    for f in (_power_of_two, _as_upper_half, _fetch_and_add, _read_shared, _give_way, _pointer)
+    for f in (_power_of_two, _as_upper_half, _fetch_and_add, _read_shared, _give_way, _call, _pointer)
 )
 carray: Any = numba.carray  # of any type in compiled code
