@@ -54,9 +54,11 @@ docs: $(READY) ## build the documentation, strictly, into site/
 	@echo "== docs"
 	@$(BIN)/mkdocs build --strict
 
+# those that watch the time, then the others side by side; both are run, whatever the first gives
 tests: $(READY) ## pytest
 	@echo "== tests"
-	@$(BIN)/python -m pytest --durations=10
+	@$(BIN)/python -m pytest --durations=10 -m alone; one=$$?; \
+	  $(BIN)/python -m pytest --durations=10 -m 'not alone' -n 2 --dist loadfile && exit $$one
 
 browser: ## headless Chromium, with which a test looks at the planner's reports (Debian, Ubuntu, as root; else nothing)
 	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \

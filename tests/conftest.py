@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-ROOT = Path(__file__).resolve().parents[1]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+ALONE = ("comm", "runner", "test_testbed.py", "test_bench_comm.py")  # start processes that watch the time they take
 
 
 def has_gpu() -> bool:
@@ -35,7 +37,10 @@ settings.load_profile("janus")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` say why they did not run."""
+    """Tests of `ALONE` are marked so; those marked `gpu` say why they did not run."""
+    for item in items:
+        if item.path.is_relative_to(HERE) and item.path.relative_to(HERE).parts[0] in ALONE:
+            item.add_marker(pytest.mark.alone)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and not has_gpu():
         for item in marked:
