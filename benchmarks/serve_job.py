@@ -7,7 +7,8 @@ runs inside. Used by the tests and the proofs; `run_job` is the other half, in t
            "options": {"gate": "experts"}, "generate": {}, "ranks": {"3": {"folder": ...}}}]}
 
 "family" instead of "folder" serves a live model from `tiny.build`; "ranks" overrides a case's fields on single ranks;
-"own_loop" drives `runner.model` step by step instead of calling `generate`; a "world" larger than the topology leaves idle ranks.
+"own_loop" drives `runner.model` step by step instead of calling `generate`; "logits" makes one forward per prompt on the first
+attention rank, and its "completions" are the logits of the last token; a "world" larger than the topology leaves idle ranks.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def run_case(job: dict[str, Any], case: dict[str, Any]) -> tuple[int, dict[str, 
         with DisaggregatedRunner(model, topology=topology, timeouts=timeouts, **_options(case)) as runner:
             out: dict[str, Any] = {}
             if runner.role == "attention":
-                loop = own_loop if case.get("own_loop") else built_in
+                loop = own_loop if case.get("own_loop") else last_logits if case.get("logits") else built_in
                 out["completions"] = loop(runner, case)
             else:
                 runner.serve()
@@ -112,6 +113,16 @@ def own_loop(runner: Any, case: dict[str, Any]) -> list[list[int]]:
             ids = torch.cat([ids, token[None, None]], dim=1)
         out.append(ids[0, len(prompt) :].tolist())
     return out
+
+
+def last_logits(runner: Any, case: dict[str, Any]) -> list[list[float]]:
+    """What the first attention rank says of the token after each prompt, the others without work."""
+    import torch
+
+    if runner.topology.instance(runner.rank):
+        return [[runner.idle_step()] for _ in case["prompts"]]
+    with torch.inference_mode():
+        return [runner.model(input_ids=torch.tensor([p])).logits[0, -1].tolist() for p in case["prompts"]]
 
 
 def _options(case: dict[str, Any]) -> dict[str, Any]:

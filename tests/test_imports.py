@@ -76,6 +76,7 @@ assert janus.balance(np.array([[0, 1], [2, 3]]), placement, backend="reference")
         ("import janus.comm.cost; janus.comm.cost.CostModel", ("torch", "triton", "numba", "pulp")),
         ("import janus.comm; janus.comm.Exchange", ("triton", "numba", "pulp")),
         ("import janus.runner.launch", ("torch", "triton", "numba", "pulp")),
+        ("import janus.cli.settings", ("torch", "triton", "numba", "pulp")),
     ],
 )
 def test_each_part_works_without_what_it_does_not_need(statement, absent):

@@ -27,7 +27,7 @@ def outside(monkeypatch):
 def settings(**changes):
     values = {
         "model": Path("m"), "topology": Topology.parse("2A1E"), "placement": None, "gate": "experts",
-        "balance": "exact", "regime": "auto", "prompts": [[1, 2]], "max_new_tokens": 4,
+        "balance": "exact", "regime": "auto", "compute": "eager", "quantize": "int8", "prompts": [[1, 2]], "max_new_tokens": 4,
         "sampling": {"do_sample": False}, "deadline_s": 60.0, "step_s": 0.5, **changes,
     }  # fmt: skip
     return RunSettings(**values)
@@ -127,10 +127,10 @@ class FakeRunner:
     calls: list
     failure: Exception | None = None
 
-    def __init__(self, model, *, topology, placement, gate, balance, regime, timeouts):
+    def __init__(self, model, *, topology, placement, gate, balance, regime, compute, quantize, timeouts):
         self.rank = int(os.environ["RANK"])
         self.role = topology.role(self.rank)
-        FakeRunner.calls = [("init", model, gate, balance, regime, timeouts)]
+        FakeRunner.calls = [("init", model, gate, balance, regime, compute, quantize, timeouts)]
 
     def __enter__(self):
         return self
@@ -169,7 +169,7 @@ def test_the_first_attention_rank_under_torchrun(runner, monkeypatch):
     assert result["completions"] == [{"tokens": [7, 7, 7, 7], "text": None}]
     assert result["stats"] == [{"rank": 0, "role": "attention"}]
     init, *calls = runner.calls
-    assert init == ("init", "m", "experts", "exact", "auto", {"step_s": 0.5})
+    assert init == ("init", "m", "experts", "exact", "auto", "eager", "int8", {"step_s": 0.5})
     assert calls == [("generate", [[1, 2]], 4, True, 3), ("close",)]
 
 

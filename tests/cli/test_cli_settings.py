@@ -43,6 +43,8 @@ def refuse(capsys, started, arguments):
         (["--balance", "best"], "sched.method", "'exact'"),
         (["--balance", "cost"], "sched.cost", "cost=RooflineCost(...)), or choose 'exact'"),
         (["--regime", "fast"], "comm.regime", "'relay', 'auto'; got 'fast'"),
+        (["--compute", "fast"], "experts.compute", "--compute must be one of 'auto', 'eager'"),
+        (["--quantize", "int4"], "experts.quantize", "--quantize must be one of 'int8', 'fp8'; got 'int4'"),
         (["--max-new-tokens", "0"], "run.tokens", ">= 1, got 0"),
         (["--max-new-tokens", "-3"], "run.tokens", "got -3"),
         (["--deadline", "0"], "run.timeout", "--deadline"),
@@ -120,12 +122,14 @@ def test_what_would_be_started(capsys, started, folder, tmp_path):
         str(tmp_path / "p.json"),
     ]
     arguments += ["--placement", str(tmp_path / "placement.json"), "--sample", "--top-p", "0.5", "--deadline", "9"]
+    arguments += ["--compute", "numba", "--quantize", "fp8"]
     assert main(arguments) == 0
     [(settings, command)] = started
     assert command[1:] == ["-m", "janus.cli", *arguments]
     assert settings.prompts == [[1, 2], [3]]
     assert (settings.topology.attention, settings.topology.experts) == (((0,), (1,)), ((2,), (3,)))
     assert settings.placement == Placement.contiguous(8, 2)
+    assert (settings.compute, settings.quantize) == ("numba", "fp8")
     assert settings.sampling == {"do_sample": True, "top_p": 0.5}
     assert (settings.deadline_s, settings.step_s, settings.max_new_tokens) == (9.0, 30.0, 32)
 

@@ -2,10 +2,13 @@
 
 import pytest
 import tiny
+import tiny_fp8
 import torch
 
 from janus import JanusError, Placement, Topology
+from janus.experts.checkpoint import Checkpoint
 from janus.experts.live import LiveModel
+from janus.experts.quantized import quantize
 from janus.runner.check import _compare_routes, _route_digest, check_source, checked_placement, contract
 from janus.runner.clock import Clock
 from janus.runner.expert import ExpertServer
@@ -14,9 +17,10 @@ from janus.sched import Balancer
 PLACEMENT = Placement.contiguous(16, 2)
 
 
-def server(model, placement=PLACEMENT, instance=0) -> ExpertServer:
+def server(model, placement=PLACEMENT, instance=0, **kind) -> ExpertServer:
     balancer = Balancer(placement, max_tokens=64, device="cpu")
-    return ExpertServer(LiveModel(model), placement, instance, balancer, True, Clock())
+    source = model if isinstance(model, Checkpoint) else LiveModel(model)
+    return ExpertServer(source, placement, instance, balancer, True, Clock(), **kind)
 
 
 def test_equal_models_have_equal_contracts_and_others_do_not():
@@ -93,3 +97,23 @@ def test_a_server_holds_its_slots_and_routes_like_the_model():
     assert torch.equal(weights, want_weights)
     ids, weights = part.route(0, torch.empty(0, 64))
     assert ids.shape == weights.shape == (0, 3)
+
+
+def test_a_server_takes_the_bytes_of_an_fp8_folder_where_its_slots_keep_them(tmp_path):
+    tiny_fp8.write(tmp_path, tiny.build("mixtral", num_hidden_layers=1, intermediate_size=128))
+    with Checkpoint(tmp_path, dtype=torch.float32) as source:
+        block = source.blocks[0]
+        kept, anew, plain = (server(source, instance=1, quantize=q).slots[0] for q in ("fp8", "int8", None))
+        for name, part in source.stored_expert(block, 8).items():  # expert 8 is in slot 0 of instance 1
+            assert torch.equal(kept.get_parameter(name)[0].view(torch.uint8), part.view(torch.uint8))
+        for name, part in source.expert(block, 8).items():
+            assert torch.equal(plain.get_parameter(name)[0], part)
+            assert torch.equal(anew.get_parameter(name)[0], quantize(part, "int8")[0])
+
+
+def test_a_server_refuses_a_way_that_cannot_run_before_it_reads_a_weight(monkeypatch):
+    assert server(tiny.build("mixtral"), compute="eager").slots[0].compute == "eager"
+    monkeypatch.setattr(LiveModel, "expert", lambda *_: pytest.fail("read"))
+    with pytest.raises(JanusError, match=r"the weights are torch\.float64") as error:
+        server(tiny.build("mixtral").double(), compute="numba")
+    assert error.value.code == "experts.compute"

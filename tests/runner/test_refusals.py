@@ -29,6 +29,8 @@ def refused(model, **options) -> JanusError:
         ({"topology": "1A2E"}, "runner.topology", "Topology.parse"),
         ({"gate": "router"}, "runner.gate", "'experts', 'attention'"),
         ({"scope": "node"}, "runner.scope", "'batch', 'rank'"),
+        ({"compute": "fast"}, "experts.compute", "'auto', 'eager', 'numba', 'mixed', 'triton'; got 'fast'"),
+        ({"quantize": "int4"}, "experts.quantize", "'int8', 'fp8'; got 'int4'"),
         ({"record": True, "gate": "attention"}, "runner.record", "gate='experts'"),
         (
             {"placement": Placement.contiguous(8, 2)},
@@ -53,6 +55,11 @@ def test_options(folder, options, code, words):
 def test_something_that_is_no_model():
     assert refused(42).code == "runner.model"
     assert refused("no/such/folder").code == "checkpoint.folder"
+
+
+def test_names_of_options_are_refused_before_the_model_is_opened():
+    assert refused("no/such/folder", compute="fast").code == "experts.compute"
+    assert refused("no/such/folder", quantize=8).code == "experts.quantize"
 
 
 def test_without_a_launcher_the_remedy_is_named(folder, monkeypatch):

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from serve_job import run_job
 
-from janus import Placement
+from janus import Placement, convert
 
 LIMIT = 6
 PROMPTS = tiny.prompts(5, longest=60)
@@ -67,6 +67,7 @@ def _case(**fields):
 
 
 COST = {"balance": "cost", "cost": [0.01, 1.0]}  # tokens set the time
+EAGER = {"placement": REPLICAS, "compute": "eager"}
 SAMPLED = {"do_sample": True, "temperature": 3.0, "top_k": 20, "top_p": 0.9, "seed": 7}
 
 
@@ -91,6 +92,15 @@ def wide(folders):
         "cost, attention gate": _case(folder=v3, options={"placement": REPLICAS, "gate": "attention", **COST}),
         "cost differs": _case(folder=v3, options=COST, ranks={"3": {"options": {**COST, "cost": [1.0, 2.0]}}}),
         "cost missing": _case(folder=v3, options={"balance": "cost"}),
+        "eager": _case(folder=v3, options=EAGER),
+        "each its own": _case(
+            folder=v3, options={"placement": REPLICAS, "compute": "auto"}, ranks={"3": {"options": EAGER}}
+        ),
+        "cannot run": _case(folder=v3, options={"compute": "triton"}),
+        "int8": _case(family="olmoe", logits=True, options={"quantize": "int8"}),
+        "int8, folder": _case(folder=folders["olmoe"], logits=True, options={"quantize": "int8", "compute": "eager"}),
+        "quantize differs": _case(folder=v3, options={"quantize": "fp8"}, ranks={"3": {"options": {}}}),
+        "torn": _case(folder=folders["fp8"], options={"dtype": "float32", "quantize": "fp8"}),
         "fp8": _case(folder=folders["fp8"], options={"dtype": "float32"}),
         "fp8, dequantised": _case(folder=folders["fp8, dequantised"]),
         "chunks": _case(folder=v3, options={"max_tokens": 16}),
@@ -109,7 +119,8 @@ def wide(folders):
         "bad ids": _case(folder=mixtral, prompts=[[1, 999]]),
         "after all that": _case(folder=mixtral),
     }
-    results = run_job({"topology": "2A4E", "gpus_per_node": 2, "cases": list(cases.values())}, env=_path())
+    env = _path() | {"TRITON_INTERPRET": "0"}  # so that "triton" cannot run on a CPU
+    results = run_job({"topology": "2A4E", "gpus_per_node": 2, "cases": list(cases.values())}, env=env)
     return dict(zip(cases, results, strict=True))
 
 
@@ -134,6 +145,8 @@ def test_tokens_are_those_of_the_undivided_model(wide, family, gate):
         "chunks",
         "cost",
         "cost, attention gate",
+        "eager",
+        "each its own",
     ],
 )
 def test_no_option_changes_the_tokens(wide, case):
@@ -149,6 +162,19 @@ def test_a_live_model_serves_like_a_folder(wide):
     assert wide["live"]["completions"] == greedy("olmoe")
 
 
+@pytest.mark.parametrize("case", ["int8", "int8, folder"])
+def test_experts_in_8_bits_are_those_of_a_converted_model(wide, case):
+    logits = torch.tensor(wide[case]["completions"])
+    with torch.inference_mode():
+        want, plain = (
+            torch.stack([model(torch.tensor([prompt])).logits[0, -1] for prompt in PROMPTS])
+            for model in (convert(tiny.build("olmoe"), quantize="int8"), tiny.build("olmoe"))
+        )
+    largest = want.abs().max()
+    assert (logits - want).abs().max() < 1e-5 * largest  # partial sums of four instances, in float32
+    assert (logits - plain).abs().max() > 1e-3 * largest
+
+
 def test_few_or_no_prompts(wide):
     assert wide["one prompt"]["completions"] == greedy("mixtral")[:1]
     assert wide["no prompt"]["completions"] == []
@@ -162,6 +188,9 @@ def test_few_or_no_prompts(wide):
         ("dtype", "comm.contract", "dtype"),
         ("cost differs", "comm.contract", "token_us=2.0"),
         ("cost missing", "sched.cost", "RooflineCost(read_us=..., token_us=...)"),
+        ("cannot run", "experts.compute", "rank 2 (expert): compute='triton' cannot run here"),
+        ("quantize differs", "comm.contract", 'rank 0 has "fp8", rank 3 has null'),
+        ("torn", "checkpoint.quantized", "do not line up"),
         ("router", "router.disagree", "MoE layer 1"),
         ("router logits", "model.router", "output_router_logits"),
         ("one broken rank", "checkpoint.missing", "rank 1 (attention)"),

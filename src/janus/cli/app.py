@@ -65,6 +65,8 @@ def run(
     gate: Annotated[str, typer.Option(help="Side that routes: experts or attention.")] = "experts",
     balance: Annotated[str, typer.Option(help="How replicas are chosen: exact, greedy, tokens, ...")] = "exact",
     regime: Annotated[str, typer.Option(help="Exchange: auto, direct, gather, spread or relay.")] = "auto",
+    compute: Annotated[str, typer.Option(help="How experts are run: auto, eager, numba, mixed or triton.")] = "auto",
+    quantize: Annotated[str | None, typer.Option(help="Keep experts in 8 bits: int8 or fp8.")] = None,
     placement: Annotated[Path | None, typer.Option(help="Placement file; default: experts in order.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="JSON list of token-id lists, or of strings.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt as text; may be repeated.")] = None,
@@ -88,8 +90,8 @@ def run(
     sampling = checked_sampling(sample, temperature, top_k, top_p, seed)
     settings = checked_settings(
         model=model, topology=topology, gpus_per_node=gpus_per_node, gate=gate, balance=balance, regime=regime,
-        placement=placement, prompts=prompts, texts=prompt or [], max_new_tokens=max_new_tokens, sampling=sampling,
-        deadline_s=deadline, step_s=step_timeout,
+        compute=compute, quantize=quantize, placement=placement, prompts=prompts, texts=prompt or [],
+        max_new_tokens=max_new_tokens, sampling=sampling, deadline_s=deadline, step_s=step_timeout,
     )  # fmt: skip
     if "RANK" in os.environ:
         result = run_rank(settings)

@@ -123,6 +123,8 @@ def _serve(settings: RunSettings) -> Json:
         gate=settings.gate,
         balance=settings.balance,
         regime=settings.regime,
+        compute=settings.compute,
+        quantize=settings.quantize,
         timeouts=Timeouts(step_s=settings.step_s),
     ) as runner:
         print(f"ready in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)

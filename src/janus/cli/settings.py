@@ -11,6 +11,7 @@ from typing import Any, Literal, cast, get_args
 from janus.cli.prompts import Prompts, check_lengths, gather_prompts
 from janus.comm.layout import REGIMES
 from janus.errors import JanusError, known
+from janus.experts.backends import COMPUTES
 from janus.experts.folder import check_folder
 from janus.sched.backends import check_without_cost
 from janus.types import Placement, Topology
@@ -30,6 +31,8 @@ class RunSettings:
         gate: side that routes, ``"experts"`` or ``"attention"``.
         balance: how replicas are chosen, a method of `janus.balance`.
         regime: of the exchange.
+        compute: how the chosen experts are run, as in `DisaggregatedRunner`.
+        quantize: keep the matrices of the experts in 8 bits; None: as the folder has them.
         prompts: texts or token ids.
         max_new_tokens: per prompt.
         sampling: keyword arguments of `DisaggregatedRunner.generate`.
@@ -43,6 +46,8 @@ class RunSettings:
     gate: Gate
     balance: str
     regime: str
+    compute: str
+    quantize: str | None
     prompts: Prompts
     max_new_tokens: int
     sampling: dict[str, Any]
@@ -58,6 +63,8 @@ def checked_settings(
     gate: str,
     balance: str,
     regime: str,
+    compute: str,
+    quantize: str | None,
     placement: Path | None,
     prompts: Path | None,
     texts: Sequence[str],
@@ -69,12 +76,18 @@ def checked_settings(
     """Check what the command line gave, the cheapest first, and read the files it names.
 
     Raises:
-        JanusError: ``run.*``, ``generate.length``, ``checkpoint.*``, ``topology.parse``, ``placement.*``, ``sched.method``, ``comm.regime``.
+        JanusError: ``run.*``, ``generate.length``, ``checkpoint.*``, ``topology.parse``, ``placement.*``, ``sched.method``, ``comm.regime``,
+            ``experts.compute``, ``experts.quantize``.
     """
     parsed = Topology.parse(topology, gpus_per_node=gpus_per_node)
     known(gate, GATES, "--gate", "run.gate")
     check_without_cost(balance, "--balance", "use DisaggregatedRunner(balance='cost', cost=RooflineCost(...))")
     known(regime, (*REGIMES, "auto"), "--regime", "comm.regime")
+    known(compute, ("auto", *COMPUTES), "--compute", "experts.compute")
+    if quantize is not None:
+        from janus.experts.quantized import FORMATS  # needs torch, which the launcher does without otherwise
+
+        known(quantize, FORMATS, "--quantize", "experts.quantize")
     for name, value in (("--deadline", deadline_s), ("--step-timeout", step_s)):
         if not (math.isfinite(value) and value > 0):
             raise JanusError("run.timeout", f"{name} must be a finite number of seconds > 0, got {value}")
@@ -91,6 +104,8 @@ def checked_settings(
         gate=cast(Gate, gate),
         balance=balance,
         regime=regime,
+        compute=compute,
+        quantize=quantize,
         prompts=given,
         max_new_tokens=max_new_tokens,
         sampling=sampling,

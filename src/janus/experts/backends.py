@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-
 from janus.errors import JanusError, known
 
 if TYPE_CHECKING:
+    import torch
+
     from janus.experts.slots import ExpertSlots
 
 MODULES = {  # name -> module that has why_not(slots) and make(slots)

@@ -24,6 +24,10 @@ class ExpertSource(Protocol):
         """Weights of one expert, without the expert dimension."""
         ...
 
+    def stored_expert(self, block: MoEBlock, e: int) -> Weights:
+        """As `expert`, in the form it is kept in: of weights in FP8 the bytes and scales."""
+        ...
+
     def router(self, block: MoEBlock) -> nn.Module:
         """A router of its own for the caller, with weights."""
         ...
@@ -57,6 +61,10 @@ class LiveModel:
     def expert(self, block: MoEBlock, e: int) -> Weights:
         """Views of one expert's weights."""
         return slice_expert(block.experts, e)
+
+    def stored_expert(self, block: MoEBlock, e: int) -> Weights:
+        """The same: a module in memory holds its weights as it computes with them."""
+        return self.expert(block, e)
 
     def router(self, block: MoEBlock) -> nn.Module:
         """A copy of the block's router."""

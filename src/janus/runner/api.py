@@ -14,8 +14,10 @@ from torch import nn
 
 from janus.comm import Exchange, Timeouts, rendezvous
 from janus.errors import JanusError, known
+from janus.experts.backends import COMPUTES
 from janus.experts.checkpoint import Checkpoint
 from janus.experts.live import ExpertSource, LiveModel
+from janus.experts.quantized import FORMATS
 from janus.runner.attention import ExpertLink, disaggregate
 from janus.runner.check import agree_ready, check_source, checked_placement, contract
 from janus.runner.clock import Clock
@@ -50,11 +52,19 @@ class DisaggregatedRunner:
         dtype: of the weights read from a folder; default the checkpoint's. A live model keeps its own.
         max_tokens: most tokens one attention rank sends in one step; longer prompts are prefilled in chunks,
             unless the model has recurrent layers.
+        compute: how the chosen experts are run on the expert ranks: ``"auto"``, the fastest way there is (on a CPU
+            ``"mixed"``, on a GPU ``"triton"``), or one by name, as in `JanusMoELayer`. Each rank may choose its own: the
+            same weights, and sums that agree to rounding.
+        quantize: keep the matrices of the slots in 8 bits: ``"int8"`` (a scale per 128 inputs of an output) or ``"fp8"``
+            (e4m3, a scale per 128 x 128 block); default as the model has them. A folder in FP8 gives its bytes and scales
+            to ``"fp8"`` unchanged. The same on every rank: replicas of an expert are one expert.
         record: keep every batch's routing for `routing()` (expert-side gate).
         timeouts: deadlines of every wait.
 
     Raises:
-        JanusError: for anything wrong with model, placement, topology or options, on every rank, before serving.
+        JanusError: for anything wrong with model, placement, topology or options, on every rank, before serving. Among
+            them ``experts.compute`` for a way that is unknown or cannot run there, ``experts.quantize`` for an unknown
+            format or weights that are not finite, ``comm.contract`` for options that differ between ranks.
         PeerLost: when another process is lost.
 
     Example:
@@ -88,6 +98,8 @@ class DisaggregatedRunner:
         regime: str = "auto",
         dtype: torch.dtype | None = None,
         max_tokens: int = 1024,
+        compute: str = "auto",
+        quantize: str | None = None,
         record: bool = False,
         timeouts: Timeouts | None = None,
     ) -> None:
@@ -97,6 +109,9 @@ class DisaggregatedRunner:
             )
         known(gate, GATES, "gate", "runner.gate")
         known(scope, SCOPES, "scope", "runner.scope")
+        known(compute, ("auto", *COMPUTES), "compute", "experts.compute")
+        if quantize is not None:
+            known(quantize, FORMATS, "quantize", "experts.quantize")
         if record and gate != "experts":
             raise JanusError(
                 "runner.record", "record=True needs gate='experts', where the experts see every token's routing"
@@ -105,6 +120,7 @@ class DisaggregatedRunner:
         self.topology, self.max_tokens, self.record = topology, max_tokens, record
         self.clock, self._balance, self._cost, self._backend, self._scope = Clock(), balance, cost, backend, scope
         self._generations: list[Generation] = []
+        self._kind: dict[str, Any] = {"compute": compute, "quantize": quantize}  # of the slots
         source = _open_source(model_or_path, dtype)
         try:
             check_source(source, gate)
@@ -127,6 +143,7 @@ class DisaggregatedRunner:
             "balance_cost": str(self._cost),
             "scope": self._scope,
             "weights_dtype": str(block.weights_dtype),
+            "quantize": self._kind["quantize"],  # not "compute": other ways to run the same weights agree to rounding
         }
         self._ex = Exchange(
             self.topology,
@@ -154,7 +171,9 @@ class DisaggregatedRunner:
             self._balancer = self._make_balancer(len(source.blocks))
         if self.role == "expert":
             instance = self.topology.instance(self.rank)
-            self._server = ExpertServer(source, self.placement, instance, self._balancer, self.record, self.clock)
+            self._server = ExpertServer(
+                source, self.placement, instance, self._balancer, self.record, self.clock, **self._kind
+            )
         else:
             self._link = ExpertLink(self._ex, source.blocks, self._balancer, self._scope, self.clock, source.dtype)
             self._model = disaggregate(source.load_attention_side(), source.blocks, self._link, self.gate)

@@ -29,6 +29,12 @@ class ExpertServer:
         balancer: shared by all layers; None with the attention-side gate, where ids arrive balanced.
         record: keep the logical ids of every batch (expert-side gate only).
         clock: where the time went.
+        compute: how the chosen experts are run, as in `JanusMoELayer`.
+        quantize: keep the matrices of the slots in 8 bits, as in `JanusMoELayer`.
+
+    Raises:
+        JanusError: ``experts.compute`` for a way that cannot run here, before a weight is read; ``experts.quantize`` for
+            weights that are not finite, ``checkpoint.*``, ``model.mismatch``.
     """
 
     def __init__(
@@ -39,6 +45,9 @@ class ExpertServer:
         balancer: Balancer | None,
         record: bool,
         clock: Clock,
+        *,
+        compute: str = "auto",
+        quantize: str | None = None,
     ) -> None:
         self.placement, self.instance, self.balancer, self.record, self.clock = (
             placement,
@@ -48,18 +57,22 @@ class ExpertServer:
             clock,
         )
         self.blocks = source.blocks
-        self.slots = [self._load(source, layer, block) for layer, block in enumerate(source.blocks)]
+        kind = {"dtype": source.dtype, "compute": compute, "quantize": quantize}
+        self.slots = [self._load(source, layer, block, kind) for layer, block in enumerate(source.blocks)]
         self.routers: list[nn.Module] = (
             [source.router(block) for block in source.blocks] if balancer is not None else []
         )
         self.recorded: list[list[npt.NDArray[np.int16]]] = [[] for _ in source.blocks]
 
-    def _load(self, source: ExpertSource, layer: int, block: MoEBlock) -> ExpertSlots:
+    def _load(self, source: ExpertSource, layer: int, block: MoEBlock, kind: dict[str, Any]) -> ExpertSlots:
         experts = self.placement.slots[self.placement.layer(layer), self.instance].tolist()
-        slots = ExpertSlots(ExpertLayout.of(block.experts), experts, dtype=source.dtype)
+        slots = ExpertSlots(ExpertLayout.of(block.experts), experts, **kind)
+        _ = slots.compute  # a way that cannot run is refused before weights are read
+        # Only slots in fp8 take a folder's FP8 as it lies; joining its matrices may tear their blocks for no use elsewhere.
+        read = source.stored_expert if kind["quantize"] == "fp8" else source.expert
         for slot, e in enumerate(experts):
             if e >= 0:
-                slots.fill(slot, source.expert(block, e))
+                slots.fill(slot, read(block, e))
         slots.verify()
         return slots
 
