@@ -45,6 +45,9 @@ def test_the_bytes_of_an_expert_by_hand():
     assert Case.of("qwen3-30b-a3b", "bfloat16").expert_bytes == 3 * 2048 * 768 * 2
     assert Case.of("qwen3-30b-a3b", "int8").expert_bytes == 3 * 2048 * 768
     assert Case.of("qwen3-30b-a3b", "int8").held_bytes == 3 * 2048 * 768 * 2
+    assert Case.of("qwen3-30b-a3b", "bfloat16").slot_bytes == 3 * 2048 * 768 * 2
+    assert Case.of("qwen3-30b-a3b", "int8").slot_bytes == 3 * 2048 * 768 + 4 * 3 * 2048 * 768 // 128
+    assert Case.of("qwen3-30b-a3b", "fp8").slot_bytes == 3 * 2048 * 768 + 4 * 3 * 16 * 6  # a scale per block
     assert (Case.of("mixtral-8x7b", "float32").experts, Case.of("deepseek-v3", "bfloat16").experts) == (4, 37)
 
 
