@@ -22,7 +22,7 @@ from shapes import MODELS, Model
 
 from janus.experts.slots import ExpertSlots
 
-H200 = Path(__file__).resolve().parent / "results" / "h200_fused_moe.csv"
+H200 = Path(__file__).resolve().parents[1] / "results" / "h200_fused_moe.csv"
 ROTATED = 512 << 20  # bytes of layers that a graph walks through: several times any second-level cache
 GPT_OSS = dataclasses.replace(entries.GPT_OSS, limit=7.0)  # the model's own
 
