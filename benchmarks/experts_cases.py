@@ -253,7 +253,7 @@ def _refusal(call: Call, module: nn.Module) -> str:
 def ours(modules: list[nn.Module], storage: str, asked: tuple[str, ...] = COMPUTES) -> tuple[list[Way], dict[str, str]]:
     """Every way of `JanusMoELayer` that runs here, the one that "auto" takes first, and why the others do not.
 
-    Of a quantised storage that one alone.
+    Of a quantized storage that one alone.
     """
     if storage in QUANTIZED:
         return _stored(modules, storage)
@@ -270,7 +270,7 @@ def ours(modules: list[nn.Module], storage: str, asked: tuple[str, ...] = COMPUT
 def _stored(modules: list[nn.Module], storage: str) -> tuple[list[Way], dict[str, str]]:
     # One way only: each holds a copy of all experts, in 8 bits.
     if "quantize" not in inspect.signature(JanusMoELayer).parameters:
-        return [], {f"janus {storage}": "this version stores no quantised experts"}
+        return [], {f"janus {storage}": "this version stores no quantized experts"}
     layers = [JanusMoELayer(m, quantize=storage) for m in modules]
     return [Way(f"janus {layers[0].compute}", list(layers))], {}
 

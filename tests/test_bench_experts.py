@@ -131,7 +131,7 @@ def test_every_way_that_runs_here_is_found_and_the_others_say_why_not():
 
 def test_a_storage_that_is_not_there_is_a_reason_and_not_an_error(monkeypatch):
     monkeypatch.setattr(experts_cases, "JanusMoELayer", lambda module, compute="auto": None)
-    assert ours([], "int8") == ([], {"janus int8": "this version stores no quantised experts"})
+    assert ours([], "int8") == ([], {"janus int8": "this version stores no quantized experts"})
 
 
 def test_ways_that_disagree_are_not_timed():

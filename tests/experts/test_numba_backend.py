@@ -116,7 +116,7 @@ def test_weights_in_8_bits_give_what_they_stand_for(name, format):
         slots = _slots(name, H, F, dtype=dtype, quantize=format)
         x, ids, weights = entries.batch(9, 3, 6, H, dtype)
         y = slots(x, ids, weights)
-        # the reference dequantises too: to the compute dtype, which in bfloat16 rounds once more
+        # the reference dequantizes too: to the compute dtype, which in bfloat16 rounds once more
         assert error(y, plain(slots, x, ids, weights)) < TOLERANCES[dtype]
         want = torch.cat([slots(x[t : t + 1], ids[t : t + 1], weights[t : t + 1]) for t in range(len(x))])
         assert torch.equal(y, want)

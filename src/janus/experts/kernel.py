@@ -6,7 +6,7 @@ token, number t * K + k. Tiles are found on the device: by `sort` where entries 
 tile next to each other, so a grid of any size does all of them, and the host never reads an id. Sums run in float32 and
 in one order. Only this file and `device` import triton.
 
-Weights lie [S, out, in], or [S, in, out] where TRANSPOSED; quantised ones carry float32 scales [S, out / BO, in / 128].
+Weights lie [S, out, in], or [S, in, out] where TRANSPOSED; quantized ones carry float32 scales [S, out / BO, in / 128].
 """
 
 # Inside @triton.jit this is Triton's language, whose types and calls are not those of Python:

@@ -25,7 +25,7 @@ class Weights:
     Attributes:
         transposed: [S, in, out] instead of [S, out, in].
         biased: both projections have a bias.
-        share: outputs that share a scale; 0 where weights are not quantised.
+        share: outputs that share a scale; 0 where weights are not quantized.
     """
 
     transposed: bool = False
