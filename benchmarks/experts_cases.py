@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from experts_sizes import COMPUTE, QUANTIZED, Held
 from recordings import Routing, routing
 from shapes import MODELS, Model
 from torch import nn
@@ -31,14 +32,6 @@ WORKING_SET = 4e9  # bytes of distinct weights that calls rotate over, at least
 TIMES_CACHE = 4  # and at least so many times the last-level cache
 MEMORY_SHARE = 0.45  # of what is available, at most
 
-COMPUTE = {  # storage -> dtype of the activations, and of the module that is stored
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "int8": torch.bfloat16,
-    "fp8": torch.bfloat16,
-}
-QUANTIZED = ("int8", "fp8")
 FAMILIES = {  # model -> package in transformers, stem of the class names, names of F and E in the config
     "mixtral-8x7b": ("mixtral", "Mixtral", "intermediate_size", "num_local_experts"),
     "gpt-oss-20b": ("gpt_oss", "GptOss", "intermediate_size", "num_local_experts"),
@@ -52,14 +45,8 @@ Ids = npt.NDArray[np.int64]
 Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(Held):
     """One model's layer in one storage, as much of it as one process holds.
-
-    Attributes:
-        model: sizes of the whole layer.
-        storage: a key of `COMPUTE`.
-        experts: slots held here.
 
     Example:
         >>> case = Case.of("mixtral-8x7b", "float32")
@@ -67,35 +54,11 @@ class Case:
         (4, False, 704643072)
     """
 
-    model: Model
-    storage: str
-    experts: int
-
     @classmethod
     def of(cls, name: str, storage: str, limit: float = LAYER_BYTES) -> Case:
         """As many experts as fit into `limit` bytes in the dtype of the activations."""
         whole = cls(MODELS[name], storage, MODELS[name].experts)
         return cls(whole.model, storage, max(1, min(whole.experts, int(limit // whole.held_bytes))))
-
-    @property
-    def whole(self) -> bool:
-        """Whether every expert of the layer is here."""
-        return self.experts == self.model.experts
-
-    @property
-    def params(self) -> int:
-        """Weights of one expert: gate, up and down; biases are not counted."""
-        return 3 * self.model.hidden * self.model.inner
-
-    @property
-    def held_bytes(self) -> int:
-        """Of one expert in the module that all ways share."""
-        return self.params * COMPUTE[self.storage].itemsize
-
-    @property
-    def expert_bytes(self) -> int:
-        """Of one expert as Janus stores it; scales of a quantised one are under 4 % and not counted."""
-        return self.params if self.storage in QUANTIZED else self.held_bytes
 
     @property
     def label(self) -> str:
@@ -290,7 +253,7 @@ def _refusal(call: Call, module: nn.Module) -> str:
 def ours(modules: list[nn.Module], storage: str, asked: tuple[str, ...] = COMPUTES) -> tuple[list[Way], dict[str, str]]:
     """Every way of `JanusMoELayer` that runs here, the one that "auto" takes first, and why the others do not.
 
-    Of a quantised storage that one alone.
+    Of a quantized storage that one alone.
     """
     if storage in QUANTIZED:
         return _stored(modules, storage)
@@ -307,7 +270,7 @@ def ours(modules: list[nn.Module], storage: str, asked: tuple[str, ...] = COMPUT
 def _stored(modules: list[nn.Module], storage: str) -> tuple[list[Way], dict[str, str]]:
     # One way only: each holds a copy of all experts, in 8 bits.
     if "quantize" not in inspect.signature(JanusMoELayer).parameters:
-        return [], {f"janus {storage}": "this version stores no quantised experts"}
+        return [], {f"janus {storage}": "this version stores no quantized experts"}
     layers = [JanusMoELayer(m, quantize=storage) for m in modules]
     return [Way(f"janus {layers[0].compute}", list(layers))], {}
 

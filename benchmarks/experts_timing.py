@@ -235,7 +235,7 @@ def row(
         "ridge": round(edge, 1), "memory_bound": each < edge, "expert_bytes": case.expert_bytes,
         "read_gb_s": {name: percentiles(values) for name, values in readers.gb_s.items()}, "read_by": by,
         "peak_gflop_s": round(flops / 1e9, 1), "bound_ms": round(bound_ms(active, case.expert_bytes, gb_s), 4),
-        "compute_ms": round(entries * 2 * case.params / flops * 1e3, 4),
+        "compute_ms": round(entries * case.flops / flops * 1e3, 4),
         "janus": janus, "ms": {}, "samples": {}, "bound_over_time": {}, "left_out": refused | seen.left_out,
     }  # fmt: skip
     for name, ms in seen.ms.items():

@@ -26,7 +26,7 @@ def loop(stored: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 
 def to_fp8(tensors: Tensors, scale_dtype: torch.dtype = torch.float32) -> tuple[Tensors, Tensors]:
-    """The tensors of a folder as publishers store them, and all of them dequantised; scales are no function of weights."""
+    """The tensors of a folder as publishers store them, and all of them dequantized; scales are no function of weights."""
     stored, plain = {}, {}
     g = torch.Generator().manual_seed(5)
     for name, t in tensors.items():
@@ -44,7 +44,7 @@ def to_fp8(tensors: Tensors, scale_dtype: torch.dtype = torch.float32) -> tuple[
 def write(
     folder: Path, model: Any, scale_dtype: torch.dtype = torch.float32, shards: int = 1
 ) -> tuple[Tensors, Tensors]:
-    """A model's folder rewritten in FP8; returns its tensors, stored and dequantised."""
+    """A model's folder rewritten in FP8; returns its tensors, stored and dequantized."""
     model.save_pretrained(folder)
     stored, plain = to_fp8(load_file(folder / "model.safetensors"), scale_dtype)
     if shards == 1:

@@ -45,6 +45,9 @@ def test_the_bytes_of_an_expert_by_hand():
     assert Case.of("qwen3-30b-a3b", "bfloat16").expert_bytes == 3 * 2048 * 768 * 2
     assert Case.of("qwen3-30b-a3b", "int8").expert_bytes == 3 * 2048 * 768
     assert Case.of("qwen3-30b-a3b", "int8").held_bytes == 3 * 2048 * 768 * 2
+    assert Case.of("qwen3-30b-a3b", "bfloat16").slot_bytes == 3 * 2048 * 768 * 2
+    assert Case.of("qwen3-30b-a3b", "int8").slot_bytes == 3 * 2048 * 768 + 4 * 3 * 2048 * 768 // 128
+    assert Case.of("qwen3-30b-a3b", "fp8").slot_bytes == 3 * 2048 * 768 + 4 * 3 * 16 * 6  # a scale per block
     assert (Case.of("mixtral-8x7b", "float32").experts, Case.of("deepseek-v3", "bfloat16").experts) == (4, 37)
 
 
@@ -128,7 +131,7 @@ def test_every_way_that_runs_here_is_found_and_the_others_say_why_not():
 
 def test_a_storage_that_is_not_there_is_a_reason_and_not_an_error(monkeypatch):
     monkeypatch.setattr(experts_cases, "JanusMoELayer", lambda module, compute="auto": None)
-    assert ours([], "int8") == ([], {"janus int8": "this version stores no quantised experts"})
+    assert ours([], "int8") == ([], {"janus int8": "this version stores no quantized experts"})
 
 
 def test_ways_that_disagree_are_not_timed():

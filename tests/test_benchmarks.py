@@ -161,6 +161,16 @@ def test_a_cut_of_the_kernel_can_be_timed():
     assert done.stdout == "1\n", done.stderr
 
 
+def test_the_time_of_another_kernel_is_found_beside_the_results():
+    code = (
+        "import sys; sys.path.insert(0, 'benchmarks/gpu'); from experts_on_gpu import *; print(h200_row(CASES[0], 1))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60, cwd=ROOT
+    )
+    assert done.stdout == "SGLang 0.5.14 on an H200: 36.4 us (power_law_1.01)\n", done.stderr
+
+
 @pytest.fixture
 def suite(monkeypatch):
     spec = importlib.util.spec_from_file_location("gpu_suite", ROOT / "benchmarks" / "gpu" / "__main__.py")

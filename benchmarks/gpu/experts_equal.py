@@ -15,11 +15,7 @@ from figures import figure, progress, report
 
 import entries  # isort: skip  (the path to it comes with experts_on_gpu)
 
-LAYOUTS = {
-    "gate and up": {},
-    "interleaved, transposed, biased": {"act": entries.GPT_OSS, "bias": True, "transposed": True},
-    "no gate": {"act": entries.Activation("relu2", gated=False)},
-}
+LAYOUTS = ("gate and up", "interleaved, transposed, biased", "no gate")  # of `entries.LAYOUTS`
 SIZES = (1, 9, 64, 65, 200)  # tiles found by all, sorted; sums by the last to arrive, in a launch of their own
 REPEATED = 300
 PROCESSES = 9
@@ -29,7 +25,7 @@ LIMITS = entries.LIMITS
 def errors(name: str, quantize: str | None, dtype: torch.dtype, sample: bool) -> dict[str, Any]:
     """The largest relative error over sizes."""
     H, F, S, K = (72, 40, 5, 2) if sample else (640, 264, 12, 4)
-    made = entries.layout(H, F, **LAYOUTS[name])
+    made = entries.layout(H, F, **entries.LAYOUTS[name])
     slots = entries.slots(made, S, dtype, quantize=quantize, device=on_gpu.DEVICE)
     worst, at = 0.0, 0
     for T in SIZES[:2] if sample else SIZES:
@@ -78,7 +74,7 @@ def compared(work: tuple[str, str | None, torch.dtype, bool]) -> dict[str, Any]:
 def main() -> None:
     sample = on_gpu.wants_sample(__doc__)
     plain = [(name, None, dtype, sample) for name, dtype in itertools.product(LAYOUTS, LIMITS)]
-    formats = itertools.product(list(LAYOUTS)[:2], ("int8", "fp8"), (torch.bfloat16, torch.float32))
+    formats = itertools.product(LAYOUTS[:2], ("int8", "fp8"), (torch.bfloat16, torch.float32))
     todo = [*plain, *((name, form, dtype, sample) for name, form, dtype in formats)]
     if sample:
         todo = [todo[1], todo[-1]]

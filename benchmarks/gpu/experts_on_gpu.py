@@ -3,112 +3,80 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "experts"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import entries
 import torch
+from experts_sizes import QUANTIZED, Held
 from shapes import MODELS, Model
 
-from janus.experts.activation import Activation
-from janus.experts.layout import ExpertLayout
 from janus.experts.slots import ExpertSlots
 
-H200 = Path(__file__).resolve().parent / "results" / "h200_fused_moe.csv"
+H200 = Path(__file__).resolve().parents[1] / "results" / "h200_fused_moe.csv"
 ROTATED = 512 << 20  # bytes of layers that a graph walks through: several times any second-level cache
-SILU = Activation("silu")
-GPT_OSS = Activation("silu", interleaved=True, alpha=1.702, clamp="before", limit=7.0, shift=1.0)
+GPT_OSS = dataclasses.replace(entries.GPT_OSS, limit=7.0)  # the model's own
 
 
-@dataclass(frozen=True)
-class Case:
-    """Slots of one instance of a model's pool, or all experts where `slots` is E.
-
-    Attributes:
-        model: sizes.
-        slots: S on this GPU; the other experts are elsewhere, and their choices are -1.
-        quantize: None, "int8" or "fp8".
-    """
-
-    model: Model
-    slots: int
-    quantize: str | None = None
+class Case(Held):
+    """Slots of one instance of a model's pool, or all experts where `experts` is E; the others are elsewhere."""
 
     @property
     def name(self) -> str:
         """As figures call it."""
-        m = self.model
-        return f"{m.name} {self.slots} of {m.experts}, {self.quantize or 'bfloat16'}"
+        return f"{self.model.name} {self.experts} of {self.model.experts}, {self.storage}"
 
     @property
-    def slot_bytes(self) -> int:
-        """Of one slot's matrices, scales included."""
-        weights = 3 * self.model.hidden * self.model.inner
-        per_weight = {None: 2.0, "int8": 1 + 4 / 128, "fp8": 1 + 4 / 128**2}[self.quantize]
-        return round(weights * per_weight)
-
-    @property
-    def flops(self) -> int:
-        """Of one entry."""
-        return 6 * self.model.hidden * self.model.inner
+    def quantize(self) -> str | None:
+        """As the slots take it."""
+        return self.storage if self.storage in QUANTIZED else None
 
 
 CASES = (
-    Case(MODELS["qwen3-30b-a3b"], 128),
-    Case(MODELS["mixtral-8x7b"], 8),
-    Case(MODELS["qwen3-235b-a22b"], 16),
-    Case(MODELS["deepseek-v2"], 16),
-    Case(MODELS["gpt-oss-20b"], 32),
-    Case(MODELS["deepseek-v3"], 16),
-    Case(MODELS["deepseek-v3"], 16, "fp8"),
-    Case(MODELS["qwen3-30b-a3b"], 128, "int8"),
+    Case(MODELS["qwen3-30b-a3b"], "bfloat16", 128),
+    Case(MODELS["mixtral-8x7b"], "bfloat16", 8),
+    Case(MODELS["qwen3-235b-a22b"], "bfloat16", 16),
+    Case(MODELS["deepseek-v2"], "bfloat16", 16),
+    Case(MODELS["gpt-oss-20b"], "bfloat16", 32),
+    Case(MODELS["deepseek-v3"], "bfloat16", 16),
+    Case(MODELS["deepseek-v3"], "fp8", 16),
+    Case(MODELS["qwen3-30b-a3b"], "int8", 128),
 )
-TINY = (Case(Model("tiny", 8, 2, 64, 32, 2, ()), 4),)
+TINY = (Case(Model("tiny", 8, 2, 64, 32, 2, ()), "bfloat16", 4),)
 
 
 def layers(case: Case, device: str) -> list[ExpertSlots]:
     """As many layers as `ROTATED` asks for, at least two, with random weights."""
-    count = max(2, math.ceil(ROTATED / (case.slot_bytes * case.slots))) if device != "cpu" else 2
+    count = max(2, math.ceil(ROTATED / (case.slot_bytes * case.experts))) if device != "cpu" else 2
     return [slots_of(case, device, seed) for seed in range(count)]
 
 
 def slots_of(case: Case, device: str, seed: int) -> ExpertSlots:
     """One layer, filled with random weights; on the meta device there is nothing to fill."""
     m, oss = case.model, case.model.name.startswith("gpt-oss")
-    pair = {"gate_up_proj": (2 * m.inner, m.hidden), "down_proj": (m.hidden, m.inner)}
-    shapes: dict[str, tuple[int, ...]] = {name: s[::-1] for name, s in pair.items()} if oss else dict(pair)
-    if oss:
-        shapes |= {"gate_up_proj_bias": (2 * m.inner,), "down_proj_bias": (m.hidden,)}
-    layout = ExpertLayout(shapes, "gate_up_proj", True, oss, oss, Gate(GPT_OSS if oss else SILU))
+    layout = entries.layout(m.hidden, m.inner, GPT_OSS if oss else entries.SILU, bias=oss, transposed=oss)
     made = ExpertSlots(
-        layout, range(case.slots), dtype=torch.bfloat16, device=device, quantize=case.quantize, compute="triton"
+        layout, range(case.experts), dtype=torch.bfloat16, device=device, quantize=case.quantize, compute="triton"
     )
     if device == "meta":
         return made
     generator = torch.Generator(device).manual_seed(seed)
-    for s in range(case.slots):
+    for s in range(case.experts):
         drawn = {
             name: torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16) * m.hidden**-0.5
-            for name, shape in shapes.items()
+            for name, shape in layout.shapes.items()
         }
         made.fill(s, drawn)
     return made
-
-
-class Gate(torch.nn.Module):
-    """An experts module without weights, of one formula."""
-
-    def __init__(self, act: Activation) -> None:
-        super().__init__()
-        self._apply_gate = act.apply
-        self.limit, self.alpha = (act.limit if act.clamp else 0.0), act.alpha
 
 
 def batch(case: Case, B: int, device: str, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -121,8 +89,8 @@ def batch(case: Case, B: int, device: str, seed: int) -> tuple[torch.Tensor, tor
     missing = torch.arange(B)
     while len(missing):
         ids[missing] = torch.rand(len(missing), m.experts, generator=g).argsort(1)[:, : m.top_k]
-        missing = (ids >= case.slots).all(1).nonzero().flatten()
-    ids[ids >= case.slots] = -1
+        missing = (ids >= case.experts).all(1).nonzero().flatten()
+    ids[ids >= case.experts] = -1
     x = torch.randn(B, m.hidden, generator=g).to(torch.bfloat16)
     return x.to(device), ids.to(device), torch.rand(B, m.top_k, generator=g).to(device)
 
@@ -153,12 +121,12 @@ def theirs(slots: ExpertSlots, how: str) -> Callable[..., torch.Tensor]:
 
 def h200_row(case: Case, B: int) -> str:
     """What another kernel took on an H200 at these sizes, for comparison; empty where no row fits."""
-    m, kind = case.model, {None: "bfloat16", "fp8": "fp8_block"}.get(case.quantize, "")
+    m, kind = case.model, {"bfloat16": "bfloat16", "fp8": "fp8_block"}.get(case.storage, "")
     for row in csv.DictReader(H200.read_text().splitlines()):
         sizes = (int(row["hidden_size"]), int(row["inter_size"]), int(row["topk"]), int(row["num_experts"]))
         slots = int(row["num_experts"]) // int(row["moe_ep_size"])
         if (*sizes, slots, int(row["num_tokens"]), row["moe_dtype"]) == (
-            m.hidden, m.inner, m.top_k, m.experts, case.slots, B, kind,
+            m.hidden, m.inner, m.top_k, m.experts, case.experts, B, kind,
         ):  # fmt: skip
             return f"SGLang 0.5.14 on an H200: {1e3 * float(row['latency']):.1f} us ({row['distribution']})"
     return ""

@@ -95,7 +95,7 @@ def problem_of(case: Case, engine: TritonEngine, B: int) -> Problem:
     return Problem(
         B,
         case.model.top_k,
-        case.slots,
+        case.experts,
         case.model.hidden,
         case.model.inner,
         2,

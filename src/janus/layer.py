@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from janus.errors import JanusError
 from janus.experts.checkpoint import Checkpoint
 from janus.experts.checks import check_call, prepared
 from janus.experts.choosing import ReplicaChooser
@@ -18,7 +17,7 @@ from janus.experts.members import ExpertGroup
 from janus.experts.op import Handle, traced
 from janus.experts.own_tensors import TensorExperts
 from janus.experts.parallel import ParallelExperts
-from janus.experts.placed import PlacedSlots
+from janus.experts.placed import PlacedSlots, check_placement
 from janus.experts.sites import count_experts
 from janus.experts.slots import ExpertSlots
 from janus.sched import Assignment, RooflineCost
@@ -308,20 +307,6 @@ class JanusMoELayer(PlacedSlots):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._handle = Handle(self)  # a copy is another layer
-
-
-def check_placement(placement: Placement | None, num_experts: int, who: str, instances: int = 1) -> Placement:
-    """The placement, or the default one; refuses one made for another number of experts."""
-    if placement is None:
-        return Placement.contiguous(num_experts, instances)
-    if not isinstance(placement, Placement):
-        raise JanusError("placement.type", f"placement must be a janus.Placement, got {type(placement).__name__}")
-    if placement.num_experts != num_experts:
-        raise JanusError(
-            "placement.experts",
-            f"{who}: the model has {num_experts} experts per layer, the placement is for {placement.num_experts}",
-        )
-    return placement
 
 
 def _slots_to_hold(placement: Placement, layer: int, instance: int | None, staging: int) -> list[int]:

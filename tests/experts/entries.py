@@ -1,4 +1,7 @@
-"""The plain way to run chosen experts, entry by entry in float64; and experts of any layout to run."""
+"""The plain way to run chosen experts, entry by entry in float64; and experts of any layout to run.
+
+Benchmarks use it too, on machines that have torch and nothing else: no transformers here.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,12 @@ SILU = Activation("silu")
 GPT_OSS = Activation(
     "silu", interleaved=True, alpha=1.702, clamp="before", limit=0.7, shift=1.0
 )  # a limit numbers meet
+LAYOUTS = {  # all kinds there are: arguments of `layout`
+    "gate and up": {},
+    "interleaved, transposed, biased": {"act": GPT_OSS, "bias": True, "transposed": True},
+    "transposed": {"transposed": True},
+    "no gate": {"act": Activation("relu2", gated=False)},
+}
 LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # rounding of the inputs of each product
 
 
@@ -72,7 +81,8 @@ def plain(out, x, ids, weights):
 
 
 def error(got, want):
-    """Largest difference relative to the largest value."""
+    """Largest difference, relative to the largest number wanted; where all are zero, infinite unless there is none."""
     if not want.numel():
         return 0.0
-    return float((got.cpu().double() - want).abs().max() / want.abs().max().clamp(min=1e-30))
+    worst, scale = float((got.cpu().double() - want).abs().max()), float(want.abs().max())
+    return worst / scale if scale else worst and float("inf")

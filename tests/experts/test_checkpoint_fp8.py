@@ -92,7 +92,7 @@ def test_blocks_that_do_not_line_up_are_refused_as_bytes_and_read_as_weights(mad
             checkpoint.stored_expert(block, 0)
         assert error.value.code == "checkpoint.quantized"
         slots = ExpertSlots(ExpertLayout.of(block.experts), [0], dtype=checkpoint.dtype, quantize="fp8")
-        slots.fill(0, checkpoint.expert(block, 0))  # quantised anew
+        slots.fill(0, checkpoint.expert(block, 0))  # quantized anew
         slots.verify()
 
 
@@ -103,7 +103,7 @@ def test_transformers_reads_the_same_weights_of_whole_blocks():
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3"])
-def test_the_attention_side_and_the_routers_are_dequantised_too(made, name):
+def test_the_attention_side_and_the_routers_are_dequantized_too(made, name):
     folder, _, plain = made[name]
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
     with Checkpoint(folder, dtype=torch.float32) as checkpoint:

@@ -77,13 +77,13 @@ def test_an_activation_nobody_knows_is_run_by_the_module():
 @pytest.mark.parametrize("form", ["int8", "fp8"])
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("dtype", list(LIMITS))
-def test_quantised_weights_are_what_they_stand_for(form, transposed, dtype):
+def test_quantized_weights_are_what_they_stand_for(form, transposed, dtype):
     """Sizes of one block and a part of the next: every kind of scale is used."""
     made = entries.layout(136, 130, transposed=transposed)
     assert worst(made, 2, 2, 2, dtype, quantize=form) <= LIMITS[dtype]
 
 
-def test_quantised_interleaved_weights():
+def test_quantized_interleaved_weights():
     assert worst(entries.layout(136, 72, GPT_OSS, bias=True, transposed=True), 3, 2, 2, quantize="fp8") <= 1e-5
 
 

@@ -35,8 +35,10 @@ CODE = """
 
     for case in json.loads(sys.argv[1]):
         sizes = dict(zip(("tokens", "choices", "slots", "hidden", "inner"), case["sizes"]))
-        problem = Problem(**sizes, item=NAMES[case["x"]], stored=NAMES[case["w"]])
+        gated = case.get("gated", True)
+        problem = Problem(**sizes, item=NAMES[case["x"]], stored=NAMES[case["w"]], pair=1 + gated)
         act = Activation("silu", interleaved=case.get("interleaved", False), alpha=1.702, clamp="before", limit=7.0)
+        act = act if gated else Activation("relu2", gated=False)
         share = {"i8": 1, "fp8e4nv": 128}.get(case["w"], 0)
         weights = Weights(case.get("transposed", False), case.get("bias", False), share)
         cut = dataclasses.replace(rule(problem), early=case.get("early", False))
@@ -63,6 +65,7 @@ FEW = {  # tokens, choices, slots, H, F: one token, a decode batch of one instan
     "gpt-oss": {
         "arch": 90, "x": "bf16", "w": "bf16", "sizes": [8, 4, 32, *OSS], "interleaved": True, "transposed": True, "bias": True,
     },
+    "no gate": {"arch": 90, "x": "bf16", "w": "bf16", "sizes": [1, 8, 128, *QWEN], "gated": False},
     "early": {"arch": 90, "x": "bf16", "w": "bf16", "sizes": [1, 8, 128, *QWEN], "early": True},
 }  # fmt: skip
 

@@ -31,7 +31,7 @@ def test_values_are_those_of_float64(T, dtype):
 
 @pytest.mark.parametrize("form", ["int8", "fp8"])
 @pytest.mark.parametrize("layout", [{}, {"act": GPT_OSS, "bias": True, "transposed": True}], ids=["plain", "gpt-oss"])
-def test_quantised_values_are_those_of_float64(form, layout):
+def test_quantized_values_are_those_of_float64(form, layout):
     if form == "fp8" and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("this GPU has no fp8")
     out, given = made(quantize=form, **layout), drawn(9)

@@ -34,7 +34,7 @@ def test_a_cut_by_rule_fits_any_gpu(problem):
     assert cut.split in (1, 2, 4)
     for how in (cut.up, cut.down):
         assert how.columns // problem.pair >= 16  # what a matrix instruction takes
-        assert how.depth in (32, 64, 128)  # within one scale of quantised weights
+        assert how.depth in (32, 64, 128)  # within one scale of quantized weights
         step = how.depth * (cut.rows * problem.item + how.columns * problem.stored)
         assert (how.stages - 1) * step <= problem.shared
         assert 2 <= how.stages <= 6

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from janus import JanusError, JanusMoELayer, Placement
-from janus.experts.own_tensors import ACTIVATIONS, TensorExperts
+from janus.experts.activation import CURVES
+from janus.experts.own_tensors import TensorExperts
 
 E, H, W = 6, 10, 7  # W: width of an expert
 
@@ -52,7 +53,7 @@ def _assert_near(got, want, bar=1e-5):
 
 
 @pytest.mark.parametrize("compute", ["auto", "eager"])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", CURVES)
 @given(st.booleans(), st.booleans(), st.integers(1, 9), st.integers(1, E), st.booleans())
 @settings(max_examples=6, deadline=None)
 def test_as_computed_token_by_token(compute, activation, gate, biases, tokens, top_k, replicas):
@@ -60,7 +61,7 @@ def test_as_computed_token_by_token(compute, activation, gate, biases, tokens, t
     placement = Placement([[0, 1, 2, 3], [3, 4, 5, 0]], E) if replicas else None
     layer = JanusMoELayer.from_tensors(**t, placement=placement, activation=activation, compute=compute)
     with torch.inference_mode():
-        _assert_near(layer(*batch), _plain(t, ACTIVATIONS[activation], *batch))
+        _assert_near(layer(*batch), _plain(t, CURVES[activation], *batch))
 
 
 def test_three_tensors_are_enough():
@@ -111,7 +112,7 @@ def test_an_activation_that_changed_since_the_first_call_is_followed():
     _assert_near(layer(*batch), _plain(t, lambda x: x * torch.sigmoid(2.0 * x), *batch))
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", CURVES)
 def test_layers_of_every_activation_are_pickled(activation):
     layer = JanusMoELayer.from_tensors(**_tensors(), activation=activation)
     batch = _batch(5, 2)

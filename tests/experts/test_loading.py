@@ -275,6 +275,7 @@ def test_wrong_calls(saved):
     folder, model = saved
     layer = _layer(_experts(model), OLD)
     assert _code(lambda: layer.load_slots("2A4E", folder)) == "placement.type"
+    assert _code(lambda: layer.load_slots(None, folder)) == "placement.type"  # the default is for a new layer
     assert _code(lambda: layer.load_slots(Placement.contiguous(8, 2), folder)) == "placement.experts"
     assert _code(lambda: _from_folder(folder, layer=3)) == "source.layer"
     assert _code(lambda: _from_folder(folder, layer="1")) in ("source.layer", "placement.layer")

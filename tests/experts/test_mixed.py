@@ -1,11 +1,9 @@
 """compute="mixed": busy slots by torch, the others by numba, one sum."""
 
+import entries
 import pytest
 import torch
-from float64 import error, weighted_sum
-from layouts import LAYOUTS, made
-
-from janus.experts.slots import ExpertSlots
+from entries import LAYOUTS, error, plain
 
 
 def _busy(T, E=6, K=3):
@@ -20,18 +18,16 @@ def _busy(T, E=6, K=3):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_busy_and_other_slots_add_up_to_the_reference(name, dtype):
-    slots = ExpertSlots.from_module(made(name, 24, 20, 6).to(dtype), range(6), compute="mixed")
+    slots = entries.slots(entries.layout(24, 20, **LAYOUTS[name]), 6, dtype, compute="mixed")
     x, ids, weights = _busy(30)
     x, engine = x.to(dtype), slots.engine("mixed")
     for most in (0, 15, 64):  # all by torch, some, none
         engine.most = most
-        assert error(slots(x, ids, weights), weighted_sum(slots, x, ids, weights)) < (
-            1e-5 if dtype.itemsize == 4 else 2e-2
-        )
+        assert error(slots(x, ids, weights), plain(slots, x, ids, weights)) < (1e-5 if dtype.itemsize == 4 else 2e-2)
 
 
 def test_slots_below_the_limit_have_the_bits_of_numba():
-    slots = ExpertSlots.from_module(made("qwen3_moe", 24, 20, 6), range(6), compute="auto")
+    slots = entries.slots(entries.layout(24, 20), 6, compute="auto")
     assert slots.compute == "mixed"
     x, ids, weights = _busy(30)
     assert torch.equal(slots(x, ids, weights), slots.engine("numba")(x, ids, weights))

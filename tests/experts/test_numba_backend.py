@@ -1,14 +1,13 @@
 """compute="numba": equal to a float64 reference in every layout and dtype, and to itself in any company."""
 
+import entries
 import pytest
 import torch
-from float64 import error, weighted_sum
+from entries import LAYOUTS, error, plain
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layouts import LAYOUTS, made
 
 from janus import JanusError
-from janus.experts.layout import ExpertLayout
 from janus.experts.slots import ExpertSlots
 
 TOLERANCES = {  # float32: sums of at most 100 terms; halves: the family's own roundings between the products
@@ -18,16 +17,8 @@ TOLERANCES = {  # float32: sums of at most 100 terms; halves: the family's own r
 }
 
 
-def _slots(name, H=24, F=20, E=6, dtype=torch.float32, experts=None):
-    module = made(name, H, F, E).to(dtype)
-    return ExpertSlots.from_module(module, experts or range(E), compute="numba")
-
-
-def _batch(T, K, S, H, dtype=torch.float32, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    ids = torch.rand(T, S, generator=g).argsort(dim=1)[:, :K]
-    ids = torch.where(torch.rand(T, K, generator=g) < 0.2, -1, ids)
-    return torch.randn(T, H, generator=g).to(dtype), ids, torch.rand(T, K, generator=g)
+def _slots(name="gate and up", H=24, F=20, E=6, dtype=torch.float32, **options):
+    return entries.slots(entries.layout(H, F, **LAYOUTS[name]), E, dtype, **({"compute": "numba"} | options))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -36,21 +27,24 @@ def test_equals_the_reference_in_every_layout(name, dtype):
     for H, F in ((24, 20), (72, 33), (130, 77)):  # rows of whole vectors, and with rests of every kind of tile
         slots = _slots(name, H, F, dtype=dtype)
         for T, K in ((1, 1), (7, 3), (40, 6)):
-            x, ids, weights = _batch(T, K, 6, H, dtype)
+            x, ids, weights = entries.batch(T, K, 6, H, dtype)
             y = slots(x, ids, weights)
             assert (y.dtype, y.shape) == (dtype, x.shape)
-            assert error(y, weighted_sum(slots, x, ids, weights)) < TOLERANCES[dtype]
+            assert error(y, plain(slots, x, ids, weights)) < TOLERANCES[dtype]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_token_has_the_same_bits_alone_and_in_any_batch_placement_and_number_of_threads(name):
-    slots, x, ids, weights = _slots(name, 72, 33), *_batch(21, 4, 6, 72)
+    slots, x, ids, weights = _slots(name, 72, 33), *entries.batch(21, 4, 6, 72)
     want = slots(x, ids, weights)
     for t in range(len(x)):
         assert torch.equal(slots(x[t : t + 1], ids[t : t + 1], weights[t : t + 1])[0], want[t])
     order = [3, -1, 0, 5, 1, 4, 2, -1]
+    elsewhere = ExpertSlots(slots.layout, order, dtype=slots.dtype, compute="numba")
+    for e in range(6):
+        elsewhere.fill(order.index(e), slots.weights(e))
     moved = torch.where(ids >= 0, torch.tensor([order.index(e) for e in range(6)])[ids], -1)
-    assert torch.equal(_slots(name, 72, 33, experts=order)(x, moved, weights), want)
+    assert torch.equal(elsewhere(x, moved, weights), want)
     threads = torch.get_num_threads()
     try:
         for many in (1, 3):
@@ -63,22 +57,21 @@ def test_a_token_has_the_same_bits_alone_and_in_any_batch_placement_and_number_o
 @given(st.integers(0, 9), st.integers(1, 5), st.integers(1, 40), st.integers(1, 40), st.integers(1, 7))
 @settings(max_examples=15, deadline=None)
 def test_any_size_equals_the_reference(T, K, H, F, E):
-    slots = _slots("qwen3_moe", H, F, E)
-    x, ids, weights = _batch(T, min(K, E), E, H, seed=T)
-    assert error(slots(x, ids, weights), weighted_sum(slots, x, ids, weights)) < TOLERANCES[torch.float32]
+    slots = _slots("gate and up", H, F, E)
+    x, ids, weights = entries.batch(T, min(K, E), E, H, seed=T)
+    assert error(slots(x, ids, weights), plain(slots, x, ids, weights)) < TOLERANCES[torch.float32]
 
 
 def test_an_activation_we_do_not_know_is_run_by_the_module():
-    module = made("qwen3_moe", 24, 20, 6)
-    module.act_fn = torch.nn.Softplus()
-    slots = ExpertSlots.from_module(module, range(6), compute="numba")
+    slots = _slots()
+    slots.layout.template._apply_gate = lambda hidden: torch.nn.functional.softplus(hidden[..., :20]) * hidden[..., 20:]
     assert not slots.engine("numba").batch_invariant
-    x, ids, weights = _batch(9, 3, 6, 24)
-    assert error(slots(x, ids, weights), weighted_sum(slots, x, ids, weights)) < 1e-5
+    x, ids, weights = entries.batch(9, 3, 6, 24)
+    assert error(slots(x, ids, weights), plain(slots, x, ids, weights)) < 1e-5
 
 
 def test_arguments_of_other_kinds_give_the_same():
-    slots, x, ids, weights = _slots("qwen3_moe"), *_batch(9, 3, 6, 24)
+    slots, x, ids, weights = _slots(), *entries.batch(9, 3, 6, 24)
     want = slots(x, ids, weights)
     assert torch.equal(slots(x, ids.int(), weights), want)
     assert torch.equal(slots(x, ids.t().contiguous().t(), weights.t().contiguous().t()), want)
@@ -89,7 +82,7 @@ def test_arguments_of_other_kinds_give_the_same():
 
 def test_what_is_not_a_number_stays_in_its_token():
     for dtype in TOLERANCES:
-        slots, x, ids, weights = _slots("qwen3_moe", dtype=dtype), *_batch(5, 2, 6, 24, dtype)
+        slots, x, ids, weights = _slots(dtype=dtype), *entries.batch(5, 2, 6, 24, dtype)
         ids = ids.clamp(min=0)
         want = slots(x, ids, weights)
         x[2, 3] = float("nan")
@@ -99,19 +92,18 @@ def test_what_is_not_a_number_stays_in_its_token():
 
 
 def test_weights_changed_in_place_and_slots_refilled_are_seen():
-    slots, x, ids, weights = _slots("qwen3_moe"), *_batch(5, 2, 6, 24)
+    slots, x, ids, weights = _slots(), *entries.batch(5, 2, 6, 24)
     ids = ids.clamp(min=0)
     with torch.no_grad():
         slots.down_proj.mul_(2)
-    assert error(slots(x, ids, weights), weighted_sum(slots, x, ids, weights)) < 1e-5
+    assert error(slots(x, ids, weights), plain(slots, x, ids, weights)) < 1e-5
     slots.fill(0, slots.weights(1))
     assert torch.equal(slots(x, torch.zeros_like(ids), weights), slots(x, torch.ones_like(ids), weights))
 
 
 def test_other_types_of_weights_are_refused_by_name_and_left_to_eager_by_auto():
-    slots = ExpertSlots.from_module(made("qwen3_moe", 8, 8, 2).double(), range(2))
-    assert slots.compute == "eager"
-    slots = ExpertSlots(ExpertLayout.of(made("qwen3_moe", 8, 8, 2)), [0], dtype=torch.float64, compute="numba")
+    assert _slots(dtype=torch.float64, compute="auto").compute == "eager"
+    slots = _slots(H=8, dtype=torch.float64)
     with pytest.raises(JanusError, match="float64, which is none of float32") as refusal:
         slots(torch.zeros(1, 8), torch.zeros(1, 1).long(), torch.ones(1, 1))
     assert refusal.value.code == "experts.compute"
@@ -121,18 +113,17 @@ def test_other_types_of_weights_are_refused_by_name_and_left_to_eager_by_auto():
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_weights_in_8_bits_give_what_they_stand_for(name, format):
     for H, F, dtype in ((24, 20, torch.float32), (300, 270, torch.float32), (72, 33, torch.bfloat16)):
-        module = made(name, H, F, 6).to(dtype)
-        slots = ExpertSlots.from_module(module, range(6), quantize=format, compute="numba")
-        x, ids, weights = _batch(9, 3, 6, H, dtype)
+        slots = _slots(name, H, F, dtype=dtype, quantize=format)
+        x, ids, weights = entries.batch(9, 3, 6, H, dtype)
         y = slots(x, ids, weights)
-        # the reference dequantises too: to the compute dtype, which in bfloat16 rounds once more
-        assert error(y, weighted_sum(slots, x, ids, weights)) < TOLERANCES[dtype]
+        # the reference dequantizes too: to the compute dtype, which in bfloat16 rounds once more
+        assert error(y, plain(slots, x, ids, weights)) < TOLERANCES[dtype]
         want = torch.cat([slots(x[t : t + 1], ids[t : t + 1], weights[t : t + 1]) for t in range(len(x))])
         assert torch.equal(y, want)
 
 
 def test_slots_that_change_their_dtype_are_run_in_the_new_one():
-    slots, x, ids, weights = _slots("qwen3_moe"), *_batch(5, 2, 6, 24)
+    slots, x, ids, weights = _slots(), *entries.batch(5, 2, 6, 24)
     want = slots(x, ids, weights)
     y = slots.to(torch.bfloat16)(x.bfloat16(), ids, weights)
     assert y.dtype == torch.bfloat16
@@ -141,11 +132,11 @@ def test_slots_that_change_their_dtype_are_run_in_the_new_one():
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_the_workspace_announced_is_what_a_call_allocates(dtype, monkeypatch):
-    slots, taken = _slots("qwen3_moe", dtype=dtype), []
+    slots, taken = _slots(dtype=dtype), []
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *a, **kw: taken.append(empty(*a, **kw)) or taken[-1])
     for T, K in ((1, 1), (40, 6)):
         taken.clear()
-        slots(*_batch(T, K, 6, 24, dtype))
+        slots(*entries.batch(T, K, 6, 24, dtype))
         out, work = taken
         assert (out.shape, work.nbytes) == ((T, 24), slots.engine("numba").needed(T, K))

@@ -57,8 +57,8 @@ def _batch(experts, hidden, tokens=9, top_k=2, dtype=torch.float32):
     return torch.randn(tokens, hidden, generator=g).to(dtype), ids, torch.rand(tokens, top_k, generator=g)
 
 
-def _dequantised(experts: Plain, name: str) -> Plain:
-    """The same module with every matrix replaced by what its quantised form stands for."""
+def _dequantized(experts: Plain, name: str) -> Plain:
+    """The same module with every matrix replaced by what its quantized form stands for."""
     made = copy.deepcopy(experts)
     for matrix in (made.gate_up_proj, made.down_proj):
         out_in = matrix.data.mT if made.is_transposed else matrix.data
@@ -69,12 +69,12 @@ def _dequantised(experts: Plain, name: str) -> Plain:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", FORMATS)
-def test_quantised_slots_compute_what_a_module_of_the_dequantised_weights_computes(name, layout):
+def test_quantized_slots_compute_what_a_module_of_the_dequantized_weights_computes(name, layout):
     experts = Plain(**LAYOUTS[layout])
     slots = ExpertSlots.from_module(experts, range(experts.num_experts), quantize=name, compute="eager")
     hidden = slots.layout.hidden_size
     x, ids, weights = _batch(experts.num_experts, hidden)
-    like = ExpertSlots.from_module(_dequantised(experts, name), range(experts.num_experts), compute="eager")
+    like = ExpertSlots.from_module(_dequantized(experts, name), range(experts.num_experts), compute="eager")
     assert torch.equal(slots(x, ids, weights), like(x, ids, weights))
     slots.verify()
 
@@ -159,7 +159,7 @@ def test_bytes_and_scales_are_taken_over_as_they_come(name, layout):
     experts = Plain(**LAYOUTS[layout])
     slots = ExpertSlots.from_module(experts, [0], quantize=name)
     stored = {key: p[0].clone() for key, p in slots.named_parameters()}
-    stored["down_proj_scale"] *= 1.7  # a scale that quantising would not choose
+    stored["down_proj_scale"] *= 1.7  # a scale that quantizing would not choose
     slots.fill(0, stored)
     assert all(
         torch.equal(p[0].view(torch.uint8), stored[key].view(torch.uint8)) for key, p in slots.named_parameters()
@@ -233,7 +233,7 @@ def test_a_whole_model_is_converted_and_one_layer_held_twice_at_most(name, monke
         layer_bytes = sum(p.nbytes for p in model.model.layers[0].mlp.experts.parameters())
         convert(model, quantize=name)
         got = model(ids).logits
-    assert most <= held + 0.3 * layer_bytes  # what is quantised, beside the module it comes from
+    assert most <= held + 0.3 * layer_bytes  # what is quantized, beside the module it comes from
     layers = [m for m in model.modules() if isinstance(m, JanusMoELayer)]
     assert {layer.slots.format.name for layer in layers} == {name}
     assert sum(p.nbytes for p in model.parameters()) < held - 0.7 * layer_bytes * len(layers)
@@ -250,7 +250,7 @@ def test_a_refused_format_leaves_the_model_alone():
     assert [type(m) for m in model.modules()] == before
 
 
-def test_gradients_of_the_input_flow_through_dequantised_weights():
+def test_gradients_of_the_input_flow_through_dequantized_weights():
     slots = ExpertSlots.from_module(Plain(), range(4), quantize="int8")
     x, ids, weights = _batch(4, 72)
     x.requires_grad_(True)

@@ -30,9 +30,9 @@ def folders(tmp_path_factory):
     out["wider"] = str(tiny.save("mixtral", root / "wider", hidden_size=96))
     out["other-router"] = str(_with_other_router(root / "other-router"))
     _, plain = tiny_fp8.write(root / "fp8", tiny.build("deepseek_v3"))
-    out["fp8"], out["fp8, dequantised"] = str(root / "fp8"), str(tiny.save("deepseek_v3", root / "fp8, dequantised"))
+    out["fp8"], out["fp8, dequantized"] = str(root / "fp8"), str(tiny.save("deepseek_v3", root / "fp8, dequantized"))
     plain = {name: t.float().contiguous() for name, t in plain.items()}
-    save_file(plain, root / "fp8, dequantised" / "model.safetensors")
+    save_file(plain, root / "fp8, dequantized" / "model.safetensors")
     out["unsure"] = str(tiny.save("qwen3_moe", root / "unsure", output_router_logits=True))
     out["no-head"] = str(tiny.save("mixtral", root / "no-head"))
     tensors = load_file(root / "no-head" / "model.safetensors")
@@ -102,7 +102,7 @@ def wide(folders):
         "quantize differs": _case(folder=v3, options={"quantize": "fp8"}, ranks={"3": {"options": {}}}),
         "torn": _case(folder=folders["fp8"], options={"dtype": "float32", "quantize": "fp8"}),
         "fp8": _case(folder=folders["fp8"], options={"dtype": "float32"}),
-        "fp8, dequantised": _case(folder=folders["fp8, dequantised"]),
+        "fp8, dequantized": _case(folder=folders["fp8, dequantized"]),
         "chunks": _case(folder=v3, options={"max_tokens": 16}),
         "live": _case(family="olmoe"),
         "sampled": _case(folder=mixtral, generate=SAMPLED),
@@ -153,8 +153,8 @@ def test_no_option_changes_the_tokens(wide, case):
     assert wide[case]["completions"] == greedy("deepseek_v3")
 
 
-def test_a_folder_in_fp8_serves_as_its_dequantised_weights_do(wide):
-    assert wide["fp8"]["completions"] == wide["fp8, dequantised"]["completions"]
+def test_a_folder_in_fp8_serves_as_its_dequantized_weights_do(wide):
+    assert wide["fp8"]["completions"] == wide["fp8, dequantized"]["completions"]
     assert wide["fp8"]["completions"] != greedy("deepseek_v3")  # not the weights it was made of
 
 

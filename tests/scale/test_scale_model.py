@@ -80,7 +80,7 @@ def test_sparse_attention_looks_at_its_top_tokens_but_keeps_all():
     assert m.kv_bytes_per_token() == 2 * 576 + 128 * (1 + 4 / 128)
 
 
-def test_quantisation_is_read_and_overridden():
+def test_quantization_is_read_and_overridden():
     v3, oss = ModelSpec.from_config("deepseek-v3"), ModelSpec.from_config("gpt-oss-120b")
     assert (v3.expert_dtype, v3.dense_dtype, oss.expert_dtype, oss.dense_dtype) == ("fp8", "fp8", "mxfp4", "bf16")
     assert ModelSpec.from_config("deepseek-v2", expert_dtype="fp8").expert_bytes == 3 * 5120 * 1536
@@ -195,7 +195,7 @@ def test_sparse_layers_by_frequency(root_config):
         ModelSpec.from_config({**config, "first_k_dense_replace": 8})
 
 
-def test_an_unknown_quantisation_is_refused_with_the_remedy(root_config):
+def test_an_unknown_quantization_is_refused_with_the_remedy(root_config):
     with pytest.raises(JanusError, match=r"got 'gptq'.*expert_dtype=") as error:
         ModelSpec.from_config({**root_config, "quantization_config": {"quant_method": "gptq"}})
     assert error.value.code == "model.config"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,25 @@ from janus.experts.sites import shared_parts
 if TYPE_CHECKING:
     from janus.experts.layout import ExpertLayout
 
-KINDS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "identity")
+
+def _relu2(x: torch.Tensor) -> torch.Tensor:
+    return F.relu(x).square()
+
+
+def _identity(x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+# none is a lambda: a layer is pickled with its activation
+CURVES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": _relu2,
+    "identity": _identity,
+}
+KINDS = tuple(CURVES)
 CLAMPS = ("", "before", "after")
 SLOPES = (1.0, 1.702)  # the second is the sigmoid's approximation of gelu
 PROBES = 512  # pairs of gate and up
@@ -64,13 +83,8 @@ class Activation:
         return (curve.clamp(max=self.limit) if self.clamp == "after" else curve) * (up + self.shift)
 
     def _curve(self, x: torch.Tensor) -> torch.Tensor:
-        if self.kind == "silu":
-            return x * torch.sigmoid(self.alpha * x)
-        if self.kind in ("gelu", "gelu_tanh"):
-            return F.gelu(x, approximate="tanh" if self.kind == "gelu_tanh" else "none")
-        if self.kind in ("relu", "relu2"):
-            return F.relu(x) ** (2 if self.kind == "relu2" else 1)
-        return x
+        sloped = self.kind == "silu" and self.alpha != 1
+        return x * torch.sigmoid(self.alpha * x) if sloped else CURVES[self.kind](x)
 
 
 def recognise(layout: ExpertLayout) -> Activation | None:

@@ -32,7 +32,7 @@ class Checkpoint:
     Args:
         folder: holds ``config.json`` and ``model.safetensors`` (or shards with their index).
         dtype: of the weights in memory; default the one the config names, else float32. Weights stored in FP8 with a scale
-            per 128 x 128 block are dequantised to it, or handed out as they are by `stored_expert`.
+            per 128 x 128 block are dequantized to it, or handed out as they are by `stored_expert`.
 
     Raises:
         JanusError: ``checkpoint.folder`` (no such folder), ``checkpoint.config``, ``checkpoint.quantized`` (in another
@@ -156,7 +156,7 @@ class Checkpoint:
             yield
 
     def load_attention_side(self, **kwargs: Any) -> nn.Module:
-        """The model with every weight but those of the routed experts, dequantised where they are stored in FP8.
+        """The model with every weight but those of the routed experts, dequantized where they are stored in FP8.
 
         Raises:
             JanusError: ``checkpoint.missing`` if another weight is not in the files.
@@ -322,7 +322,7 @@ def _read_config(folder: Path) -> Any:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError, KeyError, TypeError) as error:
         raise JanusError("checkpoint.config", f"{folder / 'config.json'}: {error}") from error
-    for part in (config, config.get_text_config()):  # weights leave here dequantised
+    for part in (config, config.get_text_config()):  # weights leave here dequantized
         part.__dict__.pop("quantization_config", None)
     return config
 

@@ -6,7 +6,7 @@ token, number t * K + k. Tiles are found on the device: by `sort` where entries 
 tile next to each other, so a grid of any size does all of them, and the host never reads an id. Sums run in float32 and
 in one order. Only this file and `device` import triton.
 
-Weights lie [S, out, in], or [S, in, out] where TRANSPOSED; quantised ones carry float32 scales [S, out / BO, in / 128].
+Weights lie [S, out, in], or [S, in, out] where TRANSPOSED; quantized ones carry float32 scales [S, out / BO, in / 128].
 """
 
 # Inside @triton.jit this is Triton's language, whose types and calls are not those of Python:
@@ -172,6 +172,29 @@ def _curve(x: tl.tensor, KIND: tl.constexpr, ALPHA: tl.constexpr) -> tl.tensor:
         return x
 
 
+@triton.jit
+def _formula(
+    acc: tl.tensor, GATED: tl.constexpr, INTERLEAVED: tl.constexpr, KIND: tl.constexpr, ALPHA: tl.constexpr,
+    CLAMP: tl.constexpr, LIMIT: tl.constexpr, SHIFT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """What stands between the projections, of BN columns with their gates: `janus.experts.activation.Activation`."""
+    if GATED:
+        if INTERLEAVED:
+            gate, other = tl.split(tl.reshape(acc, [BM, BN, 2]))
+        else:
+            gate, other = tl.split(tl.permute(tl.reshape(acc, [BM, 2, BN]), [0, 2, 1]))
+        if CLAMP != "":
+            other = tl.minimum(tl.maximum(other, -LIMIT), LIMIT)
+        if CLAMP == "before":
+            gate = tl.minimum(gate, LIMIT)
+        hidden = _curve(gate, KIND, ALPHA)
+        if CLAMP == "after":
+            hidden = tl.minimum(hidden, LIMIT)
+        return hidden * (other + SHIFT)
+    else:  # not after an early return: the compiler would go on into what needs a gate
+        return _curve(acc, KIND, ALPHA)
+
+
 @triton.jit(do_not_specialize=[*COUNTS, "cap"], do_not_specialize_on_alignment=["ids"])
 def up(
     x: tl.tensor, w: tl.tensor, scale: tl.tensor, bias: tl.tensor, out: tl.tensor, ids: tl.tensor, plan: tl.tensor, order: tl.tensor,
@@ -217,21 +240,7 @@ def up(
             value = acc.to(out.dtype.element_ty)
             tl.store(out + to * (PAIR * F) + col[None, :], value, mask=have[:, None] & in_range[None, :])
         else:
-            if GATED:
-                if INTERLEAVED:
-                    gate, other = tl.split(tl.reshape(acc, [BM, BN, 2]))
-                else:
-                    gate, other = tl.split(tl.permute(tl.reshape(acc, [BM, 2, BN]), [0, 2, 1]))
-                if CLAMP != "":
-                    other = tl.minimum(tl.maximum(other, -LIMIT), LIMIT)
-                if CLAMP == "before":
-                    gate = tl.minimum(gate, LIMIT)
-                hidden = _curve(gate, KIND, ALPHA)
-                if CLAMP == "after":
-                    hidden = tl.minimum(hidden, LIMIT)
-                hidden *= other + SHIFT
-            else:
-                hidden = _curve(acc, KIND, ALPHA)
+            hidden = _formula(acc, GATED, INTERLEAVED, KIND, ALPHA, CLAMP, LIMIT, SHIFT, BM, BN)
             f = (block * BN + tl.arange(0, BN))[None, :]
             tl.store(out + to * F + f, hidden.to(out.dtype.element_ty), mask=have[:, None] & (f < F))
 

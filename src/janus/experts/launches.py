@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from janus.experts.activation import Activation
-from janus.experts.tuning import Cut, Problem, power
+from janus.experts.tuning import Cut, Problem
+from janus.types.rounding import next_power_of_2
 
 FOUND_BY_ALL = 64  # entries up to which every program finds the tiles itself: a square of comparisons
 SUMMED_BY_LAST = 64  # tokens up to which the last program of a block of columns adds up
@@ -24,7 +25,7 @@ class Weights:
     Attributes:
         transposed: [S, in, out] instead of [S, out, in].
         biased: both projections have a bias.
-        share: outputs that share a scale; 0 where weights are not quantised.
+        share: outputs that share a scale; 0 where weights are not quantized.
     """
 
     transposed: bool = False
@@ -67,12 +68,12 @@ def launches(problem: Problem, weights: Weights, activation: Activation | None, 
     cap = most_tiles(n, S, BM)
     # a slot hardly ever has more entries than there are tokens: programs walk on to what this leaves out
     tiles = min(cap, min(S, n) * -(-T // BM))
-    SP, BN = max(32, power(S)), min(COLUMNS_SUMMED, power(H))
+    SP, BN = max(32, next_power_of_2(S)), min(COLUMNS_SUMMED, next_power_of_2(H))
     combines = T > SUMMED_BY_LAST
     early = FUSED | {"EARLY": cut.early} | ({"launch_pdl": True} if cut.early else {})
     common = {
         "K": K, "H": H, "F": F, "TRANSPOSED": weights.transposed, "BIAS": weights.biased, "BO": weights.share,
-        "NP": max(16, power(n)) if n <= FOUND_BY_ALL else 0, "BM": BM, "GROUP": cut.group, **early,
+        "NP": max(16, next_power_of_2(n)) if n <= FOUND_BY_ALL else 0, "BM": BM, "GROUP": cut.group, **early,
     }  # fmt: skip
     sums = {"SPLIT": cut.split, "SUMS": not combines, "BT": 1 if T == 1 else 16}
     added = {"K": K, "H": H, "SPLIT": cut.split, "BT": TOKENS_SUMMED, "BN": BN, "num_warps": 4}

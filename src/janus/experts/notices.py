@@ -14,6 +14,7 @@ import torch
 
 from janus.errors import JanusError
 from janus.experts.members import ExpertGroup
+from janus.types.rounding import next_power_of_2
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 IDLE, TOKENS, REFUSED = range(3)  # what a rank has to say
@@ -128,7 +129,7 @@ def gather(group: ExpertGroup, mine: Notice, ids_BK: torch.Tensor) -> tuple[list
     got = swap(group, [letter] * group.world)
     table = got[:, :_SIZE].tolist()  # host sync here
     need = [tokens * top_k for _, tokens, top_k, *_ in table]
-    _ROOMS[group.roster.group] = max(_LEAST_ROOM, 1 << (max(need) - 1).bit_length() if max(need) else 0)
+    _ROOMS[group.roster.group] = max(_LEAST_ROOM, next_power_of_2(max(need)))
     found = compare(group, table)
     rest = _rest(group, ids[room:].to(torch.int32), [max(n - room, 0) for n in need])
     parts = [torch.cat([row[_SIZE : _SIZE + min(n, room)], more]) for row, n, more in zip(got, need, rest, strict=True)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,27 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from janus.errors import JanusError, known
+from janus.experts.activation import CURVES
 
 Activate = Callable[[torch.Tensor], torch.Tensor]
-
-
-def _relu2(x: torch.Tensor) -> torch.Tensor:
-    return F.relu(x).square()
-
-
-def _identity(x: torch.Tensor) -> torch.Tensor:
-    return x
-
-
-# none is a lambda: a layer is pickled with its activation
-ACTIVATIONS: dict[str, Activate] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "relu": F.relu,
-    "relu2": _relu2,
-    "identity": _identity,
-}
 
 
 class TensorExperts(nn.Module):
@@ -41,8 +22,8 @@ class TensorExperts(nn.Module):
         gate_proj: [E, F, H], or None where experts have no gate.
         up_proj: [E, F, H]; [E, 2F, H] where `fused`. The latter, and the former without a gate, is shared, not copied.
         down_proj: [E, H, F]; shared.
-        activation: a name of `ACTIVATIONS`, or what takes [N, F] and gives [N, F]; with a gate its value is multiplied
-            by up.
+        activation: a name of `activation.CURVES`, or what takes [N, F] and gives [N, F]; with a gate its value is
+            multiplied by up.
         gate_bias: [E, F], or None.
         up_bias: [E, F] ([E, 2F] where `fused`), or None.
         down_bias: [E, H], or None. Where one bias is given, the others count as zero.
@@ -106,7 +87,7 @@ class TensorExperts(nn.Module):
 
 def _activation(asked: str | Activate, down_proj: torch.Tensor) -> Activate:
     if not callable(asked):
-        return ACTIVATIONS[known(asked, ACTIVATIONS, "activation", "model.activation")]
+        return CURVES[known(asked, CURVES, "activation", "model.activation")]
     x = down_proj.new_zeros(2, down_proj.shape[2])
     try:
         with torch.no_grad():

@@ -15,7 +15,6 @@ from janus.experts.saving import save_as_module
 from janus.experts.slots import ExpertSlots
 from janus.experts.view import View, find_moves, wanted
 from janus.types import Placement
-from janus.types.checks import instance as check_type
 from janus.types.checks import integer
 
 
@@ -202,13 +201,7 @@ class PlacedSlots(nn.Module):
         self.commit()
 
     def _wanted(self, placement: Placement) -> dict[int, int]:
-        remedy = "e.g. from janus.sched.place"
-        check_type(placement, Placement, "placement must be a janus.Placement", "placement.type", remedy)
-        if self.num_experts != placement.num_experts:
-            raise JanusError(
-                "placement.experts",
-                f"the layer has {self.num_experts} experts, the placement is for {placement.num_experts}",
-            )
+        _check_fit(placement, self.num_experts, type(self).__name__)
         if self.instance is not None:
             integer(self.instance, "instance", "placement.instance", high=placement.num_instances - 1)
         return wanted(placement, self.layer, self.instance)
@@ -237,3 +230,22 @@ class PlacedSlots(nn.Module):
         if self.view is not None:
             self.view = self.view.to(self.slots.device)
         return self
+
+
+def check_placement(placement: Placement | None, num_experts: int, who: str, instances: int = 1) -> Placement:
+    """The placement, or the default one; refuses one made for another number of experts."""
+    if placement is None:
+        return Placement.contiguous(num_experts, instances)
+    _check_fit(placement, num_experts, who)
+    return placement
+
+
+def _check_fit(placement: Any, num_experts: int, who: str) -> None:
+    if not isinstance(placement, Placement):
+        rule = f"placement must be a janus.Placement, got {type(placement).__name__}"
+        raise JanusError("placement.type", f"{rule}; e.g. from janus.sched.place")
+    if placement.num_experts != num_experts:
+        raise JanusError(
+            "placement.experts",
+            f"{who}: the model has {num_experts} experts per layer, the placement is for {placement.num_experts}",
+        )

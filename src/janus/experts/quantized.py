@@ -1,6 +1,6 @@
 """Weights kept in 8 bits with a float32 scale per block: the formats, and the way into and out of them.
 
-Only weights are quantised; activations and sums keep their dtypes. Blocks are those that published FP8 checkpoints use
+Only weights are quantized; activations and sums keep their dtypes. Blocks are those that published FP8 checkpoints use
 (DeepSeek-V3 technical report, section 3.3: 128 x 128) and, for int8, 128 inputs of one output, so that a dot product
 meets a scale once per 128 terms.
 """
@@ -96,7 +96,7 @@ def quantize(weight: torch.Tensor, format: str | Format) -> tuple[torch.Tensor, 
     if amax.numel() and not bool(amax.max() <= LARGEST):
         raise JanusError(
             "experts.quantize",
-            f"weights must be finite and within 2**127 to be quantised to {format.name}, the largest magnitude is "
+            f"weights must be finite and within 2**127 to be quantized to {format.name}, the largest magnitude is "
             f"{float(amax.max())}; the checkpoint may be damaged",
         )
     scales = (amax / format.largest).clamp_(min=SMALLEST_SCALE)  # a block of zeros has one too: no 0 / 0
@@ -146,7 +146,7 @@ def _check_weight(weight: torch.Tensor) -> None:
     if not weight.is_floating_point() or weight.element_size() < 2 or weight.dim() < 2:
         raise JanusError(
             "experts.quantize",
-            f"weights to quantise must be float matrices [.., out, in] of 16 bits or more, got {weight.dtype} "
+            f"weights to quantize must be float matrices [.., out, in] of 16 bits or more, got {weight.dtype} "
             f"{list(weight.shape)}",
         )
 

@@ -75,7 +75,7 @@ class ExpertSlots(nn.Module):
         """Slots filled from a live experts module.
 
         Parameters are shared, not copied, where slots = 0, 1, ..., E - 1: an optimizer that holds them goes on training
-        them. Copies take no gradient, and quantised ones are never shared.
+        them. Copies take no gradient, and quantized ones are never shared.
         """
         first = next(experts.parameters())
         shared = quantize is None and list(slots) == list(range(count_experts(experts)))
@@ -118,7 +118,7 @@ class ExpertSlots(nn.Module):
         return sum(p.nbytes for p in self.parameters())
 
     def fill(self, slot: int, weights: Weights) -> None:
-        """Copy one expert's weights into `slot`, in the slot's format: quantised here unless they come in it.
+        """Copy one expert's weights into `slot`, in the slot's format: quantized here unless they come in it.
 
         Raises:
             JanusError: ``experts.quantize``, as `janus.experts.storage.encode`.
@@ -144,13 +144,13 @@ class ExpertSlots(nn.Module):
         self.rank_S = _rank_by_expert(self.experts, keys).to(self.rank_S.device)
 
     def weights(self, slot: int) -> Weights:
-        """One slot's weights in the compute dtype: views, or the dequantised matrices of this one expert."""
+        """One slot's weights in the compute dtype: views, or the dequantized matrices of this one expert."""
         stored = {name: p[slot] for name, p in self.named_parameters(recurse=False)}
         return stored if self.format is None else decode(stored, self.layout, self.format, self.dtype)
 
     def _apply(self, fn: Callable[[torch.Tensor], Any], recurse: bool = True) -> ExpertSlots:
-        quantised = self.format is not None
-        kept = {id(p) for name, p in self.named_parameters(recurse=False) if quantised and not name.endswith("_bias")}
+        quantized = self.format is not None
+        kept = {id(p) for name, p in self.named_parameters(recurse=False) if quantized and not name.endswith("_bias")}
         return super()._apply(keeping(kept, fn), recurse)
 
     @property

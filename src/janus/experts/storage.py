@@ -11,7 +11,7 @@ from janus.errors import JanusError
 from janus.experts.layout import ExpertLayout, Weights
 from janus.experts.quantized import FORMATS, Format, check_stored, dequantize, quantize
 
-MATRICES_ARE = "_proj"  # what is quantised; biases are few and stay in the compute dtype
+MATRICES_ARE = "_proj"  # what is quantized; biases are few and stay in the compute dtype
 SCALE = "_scale"  # behind a matrix's name
 
 
@@ -35,17 +35,17 @@ def parameters(
 
 
 def encode(weights: Weights, layout: ExpertLayout, format: Format | None) -> Weights:
-    """What a slot stores of one expert: quantised here, or taken over where `weights` bring the bytes and scales.
+    """What a slot stores of one expert: quantized here, or taken over where `weights` bring the bytes and scales.
 
     Args:
         weights: by name as in the layout, without the expert dimension; a matrix in a format's dtype has its scales
             beside it, under its name + ``_scale``.
         layout: of the family.
-        format: of the slot; None stores matrices as they come, dequantised to float32 where they are in a format.
+        format: of the slot; None stores matrices as they come, dequantized to float32 where they are in a format.
 
     Raises:
         JanusError: ``experts.quantize`` for a matrix in 8 bits without its scales or with those of other blocks, and for
-            weights that cannot be quantised.
+            weights that cannot be quantized.
     """
     made = {}
     for name in layout.shapes:
@@ -54,7 +54,7 @@ def encode(weights: Weights, layout: ExpertLayout, format: Format | None) -> Wei
             check_stored(_out_in(given, layout), weights[name + SCALE], kept)
             made |= {name: given, name + SCALE: weights[name + SCALE]}
             continue
-        if kept is not None:  # another format asked for: what it stands for, quantised anew
+        if kept is not None:  # another format asked for: what it stands for, quantized anew
             given = _out_in(dequantize(_out_in(given, layout), weights[name + SCALE], kept), layout)
         if format is None or not _is_matrix(name):
             made[name] = given

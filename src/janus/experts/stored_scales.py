@@ -67,7 +67,7 @@ def check_joined(
         target: name of the parameter.
         stored: float8_e4m3fn, joined as the parameter is.
         scales: float32, joined in the same way.
-        plain: float32, dequantised first and then joined.
+        plain: float32, dequantized first and then joined.
         is_transposed: the parameter is [in, out].
 
     Raises:
@@ -81,5 +81,5 @@ def check_joined(
     raise JanusError(
         "checkpoint.quantized",
         f"{target} is joined of FP8 matrices whose blocks of 128 do not line up in it: {list(stored.shape)} with scales "
-        f"{list(scales.shape)}; take its dequantised weights, for slots of any format or none",
+        f"{list(scales.shape)}; take its dequantized weights, for slots of any format or none",
     )

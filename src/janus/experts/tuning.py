@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from janus.types.rounding import next_power_of_2
+
 TABLE = Path(__file__).resolve().parents[1] / "data" / "experts_tuning.json"
 IN_FLIGHT = 96 << 10  # bytes of tiles one program keeps on their way: two programs fit a multiprocessor of 228 KiB
 
@@ -108,8 +110,8 @@ def key_of(problem: Problem, device: str, form: str) -> str:
         >>> key_of(Problem(tokens=8, choices=8, slots=128, hidden=2048, inner=768), "9.0", "bfloat16")
         '9.0 bfloat16 2048x768 active<=64 rows<=8'
     """
-    sizes = f"{problem.hidden}x{problem.inner}"
-    return f"{device} {form} {sizes} active<={power(problem.active)} rows<={power(problem.rows)}"
+    active, rows = next_power_of_2(problem.active), next_power_of_2(problem.rows)
+    return f"{device} {form} {problem.hidden}x{problem.inner} active<={active} rows<={rows}"
 
 
 @cache
@@ -165,8 +167,3 @@ def _tiles(problem: Problem, rows: int, columns: int, length: int) -> Tiles:
     step = depth * (rows * problem.item + columns * problem.stored)
     room = min(IN_FLIGHT * (2 if rows > 64 else 1), problem.shared * 7 // 8)
     return Tiles(columns, depth, 8 if rows > 64 else 4, max(2, min(6, room // step)))
-
-
-def power(n: int) -> int:
-    """The smallest power of two that is not less than n."""
-    return 1 << max(0, n - 1).bit_length()

@@ -20,6 +20,7 @@ from janus.sched.host import check_tokens
 from janus.sched.stats import SUMS
 from janus.sched.tables import LayerTables
 from janus.types.placement import IntArray, Placement
+from janus.types.rounding import next_power_of_2
 
 kernel: Any = _kernel  # a launch takes num_warps, which the kernel's own signature does not have
 MAX_TOP_K = KERNEL_LIMITS["experts per token"]
@@ -52,12 +53,12 @@ def constants_of(
 ) -> dict[str, Any]:
     """Compile-time constants of `kernel.solve`; with keys of 31 bits each minimum is one instruction."""
     # at least a warp of lanes, so that a minimum takes the whole of it
-    EP, GP = max(32, _power(E)), max(32, _power(G))
+    EP, GP = max(32, next_power_of_2(E)), max(32, next_power_of_2(G))
     instance, load = (GP - 1).bit_length(), C.bit_length()
     spent = (max_tokens * MAX_TOP_K).bit_length() if method == "exact" else 0
     narrow = instance + load + spent <= 31
     key = {"ID": instance, "SHIFT": 31 - load if narrow else 40, "NARROW": narrow}
-    cut = {"PARTS": 16, "CB": min(16, _power(C)), "BLOCK": launch.block}
+    cut = {"PARTS": 16, "CB": min(16, next_power_of_2(C)), "BLOCK": launch.block}
     return {"E": E, "EP": EP, "G": G, "GP": GP, **key, **cut, "EXACT": method == "exact", "RECORD": record_load}
 
 
@@ -283,7 +284,3 @@ def _check_limits(placement: Placement, max_tokens: int) -> None:
         if value > most:
             remedy = "use backend 'numba' with device='cpu'"
             raise JanusError("sched.limit", f"backend 'triton' takes at most {most} {name}, got {value}; {remedy}")
-
-
-def _power(n: int) -> int:
-    return 1 << max(0, n - 1).bit_length()

@@ -37,7 +37,7 @@ class Efficiency:
             of DeepSeek-V3 on H200 with one kernel (fa3, 92 points); checked on another (flashinfer, 91 points).
         attention_us: fixed time of one attention layer (its dozen kernels), microseconds. 45: measured MLA module on
             H200 at b = 1 (92 us) minus its weight read.
-        moe_us: fixed time of one expert layer (gate, balance, quantise, permute), microseconds. 31: intercept of the
+        moe_us: fixed time of one expert layer (gate, balance, quantize, permute), microseconds. 31: intercept of the
             same MoE table.
         dense_us: fixed time of a dense or shared feed-forward part, microseconds.
         step_us: fixed time of one step outside the layers (launch, sampling, bookkeeping), microseconds.
