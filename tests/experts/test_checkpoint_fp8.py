@@ -10,7 +10,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
-from janus import JanusError
+from janus import JanusError, JanusMoELayer
 from janus.experts.checkpoint import Checkpoint
 from janus.experts.layout import ExpertLayout
 from janus.experts.slots import ExpertSlots, slice_expert
@@ -94,6 +94,16 @@ def test_blocks_that_do_not_line_up_are_refused_as_bytes_and_read_as_weights(mad
         slots = ExpertSlots(ExpertLayout.of(block.experts), [0], dtype=checkpoint.dtype, quantize="fp8")
         slots.fill(0, checkpoint.expert(block, 0))  # quantized anew
         slots.verify()
+
+
+@pytest.mark.parametrize("name", ["torn", "qwen3_moe"])
+def test_a_layer_without_8_bits_takes_any_folder_of_them_dequantized(made, name):
+    folder, _, _ = made[name]
+    layer = JanusMoELayer.from_checkpoint(folder, dtype=torch.float32)
+    with Checkpoint(folder, dtype=torch.float32) as checkpoint:
+        for e in (0, 3):
+            want = checkpoint.expert(checkpoint.blocks[0], e)
+            assert all(torch.equal(part, want[name]) for name, part in layer.slots.weights(e).items())
 
 
 def test_transformers_reads_the_same_weights_of_whole_blocks():

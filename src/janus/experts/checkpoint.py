@@ -76,11 +76,14 @@ class Checkpoint:
         names = [name for name, _ in block.experts.named_parameters()]
         return {name: self._expert_part(block, name, e, self._files.read).to(self.dtype) for name in names}
 
-    def stored_expert(self, block: MoEBlock, e: int) -> Weights:
+    def stored_expert(self, block: MoEBlock, e: int, *, scales: bool = True) -> Weights:
         """As `expert`, in the dtype of the files; what is stored as it is used is a view of the mapped file.
 
-        Of weights in FP8 the bytes and scales, bit for bit: scales are float32, named as the matrix with ``_scale`` behind
-        it.
+        Args:
+            block: of `blocks`.
+            e: logical expert.
+            scales: give weights in FP8 as bytes and scales, bit for bit: scales are float32, named as the matrix with
+                ``_scale`` behind it. Else they come dequantized, in float32.
 
         Raises:
             JanusError: ``checkpoint.quantized`` if joining stored matrices (gate and up) tears their blocks apart.
@@ -90,15 +93,15 @@ class Checkpoint:
         for name, _ in block.experts.named_parameters():
             target = _target(block, name)
             keys = [key for part in self._sources.get(target, {}).values() for key in part]
-            if not keys or not all(key in self._files.scale_of for key in keys):
+            if not scales or not keys or not all(key in self._files.scale_of for key in keys):
                 weights[name] = self._expert_part(block, name, e, self._files.read)
                 continue
-            scales, stored = (self._part(target, e, read)[0] for read in (self._files.scales, self._files.stored))
-            scales = scales.mT if is_transposed else scales
+            factors, stored = (self._part(target, e, read)[0] for read in (self._files.scales, self._files.stored))
+            factors = factors.mT if is_transposed else factors
             if target not in self._joined:
-                check_joined(target, stored, scales, self._part(target, e, self._files.read)[0], is_transposed)
+                check_joined(target, stored, factors, self._part(target, e, self._files.read)[0], is_transposed)
                 self._joined.add(target)
-            weights |= {name: stored, name + SCALE: scales}
+            weights |= {name: stored, name + SCALE: factors}
         return weights
 
     def _check_expert(self, block: MoEBlock, e: int) -> None:

@@ -85,9 +85,11 @@ class StoredExperts:
 
     def fill(self, slots: ExpertSlots, slot: int, e: int) -> None:
         """Read that expert's bytes and copy them into a slot; as they lie, but FP8 only where the slot keeps it."""
-        as_stored = slots.format is None or slots.format.name == "fp8"
-        read = self.checkpoint.stored_expert if as_stored else self.checkpoint.expert
-        write(slots, slot, read(self.block, e))
+        kept = slots.format and slots.format.name
+        if kept in (None, "fp8"):
+            write(slots, slot, self.checkpoint.stored_expert(self.block, e, scales=kept == "fp8"))
+        else:
+            write(slots, slot, self.checkpoint.expert(self.block, e))
 
 
 class GivenExperts:
