@@ -97,7 +97,7 @@ def _run_inner(kind, rows, tokens, stored, scales, x):
 
     @numba.njit
     def run(*a):
-        tile(a[0], a[1], a[2], a[3], a[4], a[5], a[6])
+        tile(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8])
 
     where = np.array([row.data_ptr() for row in x], np.int64)
     out = np.full((rows, tokens), np.nan, np.float32)
@@ -110,6 +110,8 @@ def _run_inner(kind, rows, tokens, stored, scales, x):
         where.ctypes.data,
         x.shape[1],
         out.ctypes.data,
+        0,
+        vectors.LINE,
     )
     return out
 

@@ -35,17 +35,17 @@ from janus.experts.cpu.vectors import (
 )  # fmt: skip
 
 PAIRS = "bfloat16 pairs"
-AHEAD = 2048  # bytes
 GROUP = 128  # elements of a row that share a scale
 
 
 @functools.cache
 def inner(kind: str, rows: int, tokens: int) -> Callable[..., None]:
-    """A function (weights, stride, scales, scale_stride, x, n, out) for compiled code: `rows` x `tokens` products.
+    """A function (weights, stride, scales, scale_stride, x, n, out, ahead, step): `rows` x `tokens` products.
 
-    All int64: address of the first weight row and bytes to the next, the same of its float32 scales, one per `GROUP`
-    (int8, fp8; ignored otherwise), address of `tokens` addresses of float32 token rows, elements n of a row, address of
-    float32 [rows, tokens] to write.
+    For compiled code. All int64: address of the first weight row and bytes to the next, the same of its float32 scales, one
+    per `GROUP` (int8, fp8; ignored otherwise), address of `tokens` addresses of float32 token rows, elements n of a row,
+    address of float32 [rows, tokens] to write; bytes from each row to what is asked for in advance beside its first cache
+    line, and bytes that this moves on with each line.
     """
 
     def codegen(context: Any, b: Any, _signature: Any, arguments: Sequence[Any]) -> Any:
@@ -54,9 +54,10 @@ def inner(kind: str, rows: int, tokens: int) -> Callable[..., None]:
 
     @intrinsic
     def products(
-        _typing: Any, weights: Any, stride: Any, scales: Any, scale_stride: Any, x: Any, n: Any, out: Any
-    ) -> Any:
-        return types.void(*[types.int64] * 7), codegen
+        _typing: Any, weights: Any, stride: Any, scales: Any, scale_stride: Any, x: Any, n: Any, out: Any, ahead: Any,
+        step: Any,
+    ) -> Any:  # fmt: skip
+        return types.void(*[types.int64] * 9), codegen
 
     return products
 
@@ -65,10 +66,8 @@ class _Tile:
     """Writes the code of one `inner`."""
 
     def __init__(self, b: Any, kind: str, rows: int, tokens: int, arguments: Sequence[Any]) -> None:
-        matrix, stride, scales, scale_stride, x, self.n, self.out = arguments
+        matrix, stride, scales, scale_stride, x, self.n, self.out, self.ahead, self.step = arguments
         self.b, self.kind = b, kind
-        # the same place in the tile that comes next; a row alone is part of one long run
-        self.ahead = b.mul(stride, number(rows)) if rows > 1 else number(AHEAD)
         self.rows = [b.add(matrix, b.mul(stride, number(i))) for i in range(rows)]
         self.scales = [b.add(scales, b.mul(scale_stride, number(i))) for i in range(rows)]
         self.tokens = [load(b, I64, 1, b.add(x, number(8 * j))) for j in range(tokens)]
@@ -115,9 +114,7 @@ class _Tile:
             return
         lines = b.add(first, b.mul(b.sdiv(b.sub(last, first), number(line)), number(line)))
         with cgutils.for_range_slice(b, first, lines, number(line), inc=True) as (element, _):
-            at = b.add(b.mul(element, number(SIZES[self.kind])), self.ahead)
-            for row in self.rows:
-                prefetch(b, b.add(row, at))
+            self._prefetch(b.sdiv(element, number(line)))
             for vector_at in range(0, line, lanes):
                 self._step(sums, lanes, b.add(element, number(vector_at)), scales)
         with cgutils.for_range_slice(b, lines, last, number(lanes), inc=True) as (element, _):
@@ -127,14 +124,18 @@ class _Tile:
         b = self.b
         with cgutils.for_range_slice(b, first, last, number(32), inc=True) as (element, _):
             at = b.mul(element, number(2))
-            for row in self.rows:
-                prefetch(b, b.add(row, b.add(at, self.ahead)))
+            self._prefetch(b.sdiv(element, number(32)))
             made = [load(b, I16, 32, b.add(row, at)) for row in self.rows]
             for j, token in enumerate(self.tokens):
                 x = load(b, I16, 32, b.add(token, at))
                 for i, w in enumerate(made):
                     where = sums[i * len(self.tokens) + j]
                     b.store(add_pairs(b, w, x, b.load(where)), where)
+
+    def _prefetch(self, line: Any) -> None:
+        at = self.b.add(self.ahead, self.b.mul(line, self.step))
+        for row in self.rows:
+            prefetch(self.b, self.b.add(row, at))
 
     def _step(self, sums: list[Any], lanes: int, element: Any, scales: list[Any] | None) -> None:
         """Add the products of `lanes` elements from number `element` on."""

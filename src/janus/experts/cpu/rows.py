@@ -13,8 +13,9 @@ import numpy as np
 
 from janus.experts.cpu.inner import inner
 from janus.experts.cpu.jobs import DONE, JOB, TOKENS, bound, by_tokens, entries_of, entry, inlined
-from janus.experts.cpu.vectors import SIZES, carray, fetch_and_add, loaded, pointer, stored, tile
+from janus.experts.cpu.vectors import LINE, SIZES, carray, fetch_and_add, loaded, pointer, stored, tile
 
+AHEAD = 2048  # bytes in a long run of memory that are asked for in advance
 LONG = {"float32": 4}  # tokens of a slot up to which its rows are read one after the other, by kind; 1 elsewhere
 # Bound for each kind of weights: what a tile computes, with all its rows or one.
 wide = one = load = store = products = cast("Any", inner)
@@ -22,17 +23,22 @@ bias_size = out_size = most = few = 0
 
 
 def _products(
-    matrix: Any, stride: Any, scales: Any, scale_stride: Any, rows: Any, x: Any, many: Any, n: Any, out: Any, long: Any
-) -> None:
+    matrix: Any, stride: Any, scales: Any, scale_stride: Any, rows: Any, x: Any, many: Any, n: Any, out: Any, long: Any,
+    part: Any, parts: Any,
+) -> None:  # fmt: skip
     """float32 [rows, many] at `out`: up to a tile of weight rows times up to a tile of tokens.
 
     long: row by row, because one long run of memory is read faster than several side by side.
+    part: of `parts` tiles of tokens over these rows. Each asks for its share of the rows that come next: memory would
+    else have nothing to do while all tiles but the first compute.
     """
+    step = LINE // parts
     if rows == most and not long:
-        wide(many, matrix, stride, scales, scale_stride, x, n, out)
+        wide(many, matrix, stride, scales, scale_stride, x, n, out, most * stride + part * stride // parts, step)
         return
     for i in range(rows):
-        one(many, matrix + i * stride, stride, scales + i * scale_stride, scale_stride, x, n, out + 4 * i * many)
+        at, at_scales, to = matrix + i * stride, scales + i * scale_stride, out + 4 * i * many
+        one(many, at, stride, at_scales, scale_stride, x, n, to, AHEAD, step)
 
 
 def _up(job: Any) -> None:
@@ -44,7 +50,7 @@ def _up(job: Any) -> None:
         if item >= d.items:
             break
         a, block = item // d.blocks, item % d.blocks
-        long = starts[a + 1] - starts[a] <= few
+        long, parts = starts[a + 1] - starts[a] <= few, -(-(starts[a + 1] - starts[a]) // TOKENS)
         bias = d.bias + slots[a] * d.bias_stride
         last = min(d.rows, (block + 1) * d.block_rows)
         for row in range(block * d.block_rows, last, most):
@@ -56,7 +62,10 @@ def _up(job: Any) -> None:
                 many = min(TOKENS, starts[a + 1] - first)
                 for j in range(many):
                     x[j] = d.x + tokens[first + j] * d.x_stride
-                products(matrix, d.row_stride, scales, step, rows, x.ctypes.data, many, d.n, out.ctypes.data, long)
+                products(
+                    matrix, d.row_stride, scales, step, rows, x.ctypes.data, many, d.n, out.ctypes.data, long,
+                    (first - starts[a]) // TOKENS, parts,
+                )  # fmt: skip
                 for i in range(rows):
                     shift = load(bias + (row + i) * bias_size) if d.bias else np.float32(0)
                     for j in range(many):
@@ -74,7 +83,7 @@ def _down(job: Any) -> None:
             break
         begin, last = block * d.block_rows, min(d.rows, (block + 1) * d.block_rows)
         for a in range(d.active):
-            long = starts[a + 1] - starts[a] <= few
+            long, parts = starts[a + 1] - starts[a] <= few, -(-(starts[a + 1] - starts[a]) // TOKENS)
             bias = d.bias + slots[a] * d.bias_stride
             for row in range(begin, last, most):
                 rows = min(most, last - row)
@@ -85,7 +94,10 @@ def _down(job: Any) -> None:
                     many = min(TOKENS, starts[a + 1] - first)
                     for j in range(many):
                         x[j] = d.x + (first + j) * d.x_stride
-                    products(matrix, d.row_stride, scales, step, rows, x.ctypes.data, many, d.n, out.ctypes.data, long)
+                    products(
+                    matrix, d.row_stride, scales, step, rows, x.ctypes.data, many, d.n, out.ctypes.data, long,
+                    (first - starts[a]) // TOKENS, parts,
+                )  # fmt: skip
                     for i in range(rows):
                         shift = load(bias + (row + i) * bias_size) if d.bias else np.float32(0)
                         for j in range(many):
