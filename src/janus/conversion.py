@@ -8,9 +8,10 @@ from torch import nn
 
 from janus.errors import JanusError
 from janus.experts.members import ExpertGroup
+from janus.experts.placed import check_placement
 from janus.experts.sites import count_experts, find_experts
 from janus.experts.slots import ExpertSlots
-from janus.layer import JanusMoELayer, check_placement
+from janus.layer import JanusMoELayer
 from janus.sched.backends import check_method, choose
 
 if TYPE_CHECKING:

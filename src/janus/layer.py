@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from janus.experts.checkpoint import Checkpoint
-from janus.experts.checks import check_call, prepared
+from janus.experts.checks import check_call
 from janus.experts.choosing import ReplicaChooser
 from janus.experts.layout import ExpertLayout
 from janus.experts.loading import block_of
@@ -262,8 +262,7 @@ class JanusMoELayer(PlacedSlots):
                 if self._chooser.placed is not view.placement:
                     self._chooser = self._chooser.serving(view.placement)
                 slots_TK = view.local(self._chooser(topk_ids))
-                y_TH = slots(prepared(slots, hidden), slots_TK, topk_weights.contiguous())
-            return y_TH if y_TH.dtype is hidden.dtype else y_TH.to(hidden.dtype)
+                return slots(hidden, slots_TK, topk_weights.contiguous())
         finally:
             del view  # a traceback that is kept would keep it too, and the slots it uses
 

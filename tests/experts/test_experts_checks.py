@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from janus import JanusError
-from janus.experts.checks import check_call, prepared
+from janus.experts.checks import check_call
 from janus.experts.layout import ExpertLayout
 from janus.experts.slots import ExpertSlots
 
@@ -141,9 +141,11 @@ def test_autocast_joins_half_and_single_but_never_double():
 
 
 def test_the_eager_way_is_left_to_autocast_and_fused_ways_get_the_dtype_of_the_weights():
-    half = _slots(torch.bfloat16)
-    assert prepared(half, X) is X
-    half._chosen[half.device, half.dtype] = "fused"
-    assert torch.equal(prepared(half, X), X.bfloat16())
+    half, seen = ExpertSlots(ExpertLayout.of(Experts()), range(E), dtype=torch.bfloat16), []
+    now, half._chosen = (half.device, half.dtype), {(half.device, half.dtype): "fused"}
+    for way in ("eager", "fused"):
+        half._engines[way, *now] = lambda x, ids, weights, way=way: seen.append((way, x.dtype, x.is_contiguous())) or x
     strided = torch.randn(T, 2 * H)[:, ::2]
-    assert prepared(SLOTS, strided).is_contiguous()
+    assert half(strided, IDS, WEIGHTS).dtype == torch.float32
+    assert half(strided.requires_grad_(), IDS, WEIGHTS).dtype == torch.float32
+    assert seen == [("fused", torch.bfloat16, True), ("eager", torch.float32, True)]

@@ -112,6 +112,18 @@ def test_weights_that_were_assigned_anew_are_not_kept_alive():
     assert _MADE[experts].slots is not old
 
 
+def test_gradients_under_autocast_are_those_of_the_eager_forward():
+    experts, (x, ids, weights) = _experts(_model()).bfloat16(), _call()
+    grads = []
+    for run in (slots_of(experts), experts):
+        given = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            run(given, ids, weights).sum().backward()
+        grads.append((given.grad, *(p.grad.clone() for p in experts.parameters())))
+        experts.zero_grad()
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*grads, strict=True))
+
+
 def test_a_model_that_is_cast_is_followed():
     experts = _experts(_model())
     _pair(experts, *_call())

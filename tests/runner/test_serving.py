@@ -153,6 +153,20 @@ def test_no_option_changes_the_tokens(wide, case):
     assert wide[case]["completions"] == greedy("deepseek_v3")
 
 
+@pytest.mark.parametrize(
+    ("case", "ways", "quantize"),
+    [
+        ("eager", ["eager"] * 4, None),
+        ("each its own", ["mixed", "eager", "mixed", "mixed"], None),  # rank 3 is the second expert rank
+        ("int8", ["mixed"] * 4, "int8"),
+    ],
+)
+def test_expert_ranks_tell_how_they_run_and_keep_their_slots(wide, case, ways, quantize):
+    told = [s for s in wide[case]["stats"] if s["role"] == "expert"]
+    assert [s["compute"] for s in told] == ways
+    assert {s["quantize"] for s in told} == {quantize}
+
+
 def test_a_folder_in_fp8_serves_as_its_dequantized_weights_do(wide):
     assert wide["fp8"]["completions"] == wide["fp8, dequantized"]["completions"]
     assert wide["fp8"]["completions"] != greedy("deepseek_v3")  # not the weights it was made of

@@ -55,17 +55,6 @@ def check_call(
     _check_dtypes(slots, down.dtype, *call)
 
 
-def prepared(slots: ExpertSlots, hidden: torch.Tensor) -> torch.Tensor:
-    """Checked hidden states as the slots take them: contiguous, and of one dtype with the weights.
-
-    They differ under autocast alone. The eager way is left to it, as the eager forward of transformers is; fused ways
-    compute in the dtype of the weights, as transformers' grouped_mm does.
-    """
-    if hidden.dtype is not slots.dtype and slots.compute != "eager":
-        hidden = hidden.to(slots.dtype)
-    return hidden.contiguous()
-
-
 def _check_kind(call: tuple[Any, ...]) -> None:
     if not all(isinstance(value, torch.Tensor) for value in call):
         got = ", ".join(type(value).__name__ for value in call)

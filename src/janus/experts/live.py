@@ -24,8 +24,8 @@ class ExpertSource(Protocol):
         """Weights of one expert, without the expert dimension."""
         ...
 
-    def stored_expert(self, block: MoEBlock, e: int) -> Weights:
-        """As `expert`, in the form it is kept in: of weights in FP8 the bytes and scales."""
+    def stored_expert(self, block: MoEBlock, e: int, *, scales: bool = True) -> Weights:
+        """As `expert`, in the form it is kept in: of weights in FP8 the bytes and scales, unless without `scales`."""
         ...
 
     def router(self, block: MoEBlock) -> nn.Module:
@@ -62,7 +62,7 @@ class LiveModel:
         """Views of one expert's weights."""
         return slice_expert(block.experts, e)
 
-    def stored_expert(self, block: MoEBlock, e: int) -> Weights:
+    def stored_expert(self, block: MoEBlock, e: int, *, scales: bool = True) -> Weights:
         """The same: a module in memory holds its weights as it computes with them."""
         return self.expert(block, e)
 

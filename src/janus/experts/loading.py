@@ -13,6 +13,8 @@ from torch import nn
 from janus.errors import JanusError
 from janus.experts.checkpoint import Checkpoint
 from janus.experts.layout import ExpertLayout, Weights
+from janus.experts.live import ExpertSource
+from janus.experts.quantized import Format
 from janus.experts.seam import MoEBlock, find_blocks
 from janus.experts.sites import count_experts, is_experts
 from janus.experts.slots import ExpertSlots, slice_expert
@@ -84,12 +86,8 @@ class StoredExperts:
             self.checkpoint.check_expert(self.block, e)
 
     def fill(self, slots: ExpertSlots, slot: int, e: int) -> None:
-        """Read that expert's bytes and copy them into a slot; as they lie, but FP8 only where the slot keeps it."""
-        kept = slots.format and slots.format.name
-        if kept in (None, "fp8"):
-            write(slots, slot, self.checkpoint.stored_expert(self.block, e, scales=kept == "fp8"))
-        else:
-            write(slots, slot, self.checkpoint.expert(self.block, e))
+        """Read that expert's bytes and copy them into a slot."""
+        write(slots, slot, read_for(slots.format, self.checkpoint, self.block, e))
 
 
 class GivenExperts:
@@ -137,6 +135,17 @@ class OwnExperts:
         with _writing(slots):
             for p in slots.parameters(recurse=False):
                 p[slot].copy_(p[self.slot_of[e]])
+
+
+def read_for(format: Format | None, source: ExpertSource, block: MoEBlock, e: int) -> Weights:
+    """One expert as slots of a format take it: FP8 as it lies in the files only for slots in fp8.
+
+    Elsewhere the blocks of joined matrices may be torn, which would be refused for no use.
+    """
+    kept = format and format.name
+    if kept in (None, "fp8"):
+        return source.stored_expert(block, e, scales=kept == "fp8")
+    return source.expert(block, e)
 
 
 def write(slots: ExpertSlots, slot: int, weights: Weights) -> None:

@@ -46,20 +46,18 @@ class MixedEngine(NumbaEngine):
         self.batch_invariant = False
         self.most = most_tokens(slots.dtype)
 
-    def needed(self, T: int, K: int, dtype: torch.dtype | None = None) -> int:
+    def needed(self, T: int, K: int) -> int:
         """As `Engine.needed`; the busiest slot may hold every token, in torch's way."""
-        ours = super().needed(T, K, dtype)
-        return (
-            ours
-            if self.most >= T * K
-            else ours + EagerEngine(self.slots).needed(T, K) + 4 * T * self.slots.layout.hidden_size
-        )
+        ours = super().needed(T, K)
+        if self.most >= T * K:
+            return ours
+        return ours + EagerEngine(self.slots).needed(T, K) + 4 * T * self.slots.layout.hidden_size
 
     def __call__(self, x_TH: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         """As `ExpertSlots.forward`."""
         if slots_TK.numel() <= self.most:
             return super().__call__(x_TH, slots_TK, weights_TK)
-        runs = sort(slots_TK.contiguous().numpy(), self._order()[1])
+        runs = sort(slots_TK.contiguous().numpy(), self._order().slots)
         busy_A = np.diff(runs.starts) > self.most
         if not busy_A.any():
             return super().__call__(x_TH, slots_TK, weights_TK)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,8 +37,25 @@ def why_not(slots: ExpertSlots) -> str:
 
 
 def make(slots: ExpertSlots) -> NumbaEngine:
-    """The engine of these slots; compiles when a machine first sees a dtype and activation (seconds)."""
+    """The engine of these slots; what they need is compiled at their first call, if this machine has not yet (seconds)."""
     return NumbaEngine(slots)
+
+
+class _Order(NamedTuple):
+    """The slots in the order of their ranks, of the buffer `ranks`, and their address."""
+
+    ranks: Any
+    slots: np.ndarray[Any, np.dtype[np.int64]]
+    address: int
+
+
+class _Template(NamedTuple):
+    """Jobs for the parameters at these addresses, their own address, and bytes of a slot."""
+
+    parameters: tuple[int, ...]
+    jobs: np.ndarray[Any, Any]
+    address: int
+    slot_bytes: int
 
 
 class NumbaEngine:
@@ -61,22 +78,17 @@ class NumbaEngine:
         inner, matrix = ("bfloat16", "bfloat16 pairs") if pairs else ("float32", stored)
         bias = plain if slots.layout.has_bias else "float32"  # the same code for slots without
         self.kinds = Kinds(matrix, bias, plain, inner, "float32" if self.activation else plain)
-        # What a call finds ready. Beside an idle cache each look-up costs a microsecond: numbers, not what gives them.
-        self._sorted: tuple[Any, Any, int] = None, None, 0  # ranks of the slots, the slots in their order, its address
-        self._rows: dict[torch.dtype, tuple[int, int, int, int]] = {}  # bytes, by dtype of the result
-        self._told: tuple[Any, Any, int, int] = (
-            None,
-            None,
-            0,
-            0,
-        )  # addresses, the template made of them, its, a slot's bytes
+        # What a call finds ready. With cold caches each look-up costs a microsecond: numbers, not what gives them.
+        self._sorted: _Order | None = None
+        self._told: _Template | None = None
+        self._rows: dict[torch.dtype, tuple[int, int, int, int]] = {}  # as `_row_bytes` gives them
         for p in slots._parameters.values():
             if p is not None:
                 enlarge(p, now=True)
 
-    def needed(self, T: int, K: int, dtype: torch.dtype | None = None) -> int:
+    def needed(self, T: int, K: int) -> int:
         """Bytes of workspace of a call: for T tokens of K experts each, beside its output."""
-        return workspace_bytes(T, K, self.slots.num_slots, self._row_bytes(dtype or self.slots.dtype))
+        return workspace_bytes(T, K, self.slots.num_slots, self._row_bytes(self.slots.dtype))
 
     def __call__(self, x_TH: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         """As `ExpertSlots.forward`."""
@@ -90,20 +102,19 @@ class NumbaEngine:
         y_TH = torch.empty(T, H, dtype=dtype)
         if not T * K:
             return y_TH.zero_()
-        _, order_S, order = self._order()
-        _, _, template, slot_bytes = self._template()
-        row_bytes = self._rows.get(dtype) or self._row_bytes(dtype)
-        work = torch.empty(workspace_bytes(T, K, len(order_S), row_bytes), dtype=torch.uint8)
+        order, template, row_bytes = self._order(), self._template(), self._row_bytes(dtype)  # compiled code reads them
+        S = len(order.slots)
+        work = torch.empty(workspace_bytes(T, K, S, row_bytes), dtype=torch.uint8)
         ids_TK = (slots_TK if slots_TK.dtype in NATIVE else slots_TK.long()).contiguous()
         factors_TK, x_TH = weights_TK.contiguous().float(), x_TH.contiguous()
         active = self.prepare.ctypes(
-            template, work.data_ptr(), order, len(order_S), ids_TK.data_ptr(), ids_TK.dtype is torch.int64,
+            template.address, work.data_ptr(), order.address, S, ids_TK.data_ptr(), ids_TK.dtype is torch.int64,
             factors_TK.data_ptr(), T, K, x_TH.data_ptr(), H * x_TH.element_size(), y_TH.data_ptr(), H * dtype.itemsize,
             row_bytes[0], row_bytes[1], torch.get_num_threads(),
         )  # fmt: skip
         if not active:
             return y_TH.zero_()
-        self._run(work, alone=active * slot_bytes < ALONE)
+        self._run(work, alone=active * template.slot_bytes < ALONE)
         return y_TH
 
     def _run(self, work: torch.Tensor, *, alone: bool) -> None:
@@ -126,7 +137,9 @@ class NumbaEngine:
         team.run(code, work.data_ptr())
 
     def _row_bytes(self, dtype: torch.dtype) -> tuple[int, int, int, int]:
-        """Of the parts of the workspace, as `preparing.workspace_bytes` takes them."""
+        """Of the parts of the workspace, as `preparing.workspace_bytes` takes them; for a result of that dtype."""
+        if dtype in self._rows:
+            return self._rows[dtype]
         layout, kinds = self.slots.layout, self.kinds
         x_row = 0 if kinds.plain == kinds.inner else layout.hidden_size * SIZES[kinds.inner]
         y_row = 0 if dtype == torch.float32 else 4 * layout.hidden_size
@@ -134,19 +147,19 @@ class NumbaEngine:
         self._rows[dtype] = x_row, y_row, width * SIZES[kinds.between], layout.width * SIZES[kinds.inner]
         return self._rows[dtype]
 
-    def _order(self) -> tuple[Any, np.ndarray[Any, np.dtype[np.int64]], int]:
-        """The ranks, the slots by them, and the address of these."""
-        rank_S = self.slots._buffers["rank_S"]
-        if self._sorted[0] is not rank_S:
-            order_S = np.argsort(self.slots.rank_S.numpy())
-            self._sorted = rank_S, order_S, order_S.ctypes.data
-        return self._sorted
+    def _order(self) -> _Order:
+        rank_S, order = self.slots._buffers["rank_S"], self._sorted
+        assert rank_S is not None
+        if order is None or order.ranks is not rank_S:
+            slots = np.argsort(rank_S.numpy())
+            order = self._sorted = _Order(rank_S, slots, slots.ctypes.data)
+        return order
 
-    def _template(self) -> tuple[Any, Any, int, int]:
+    def _template(self) -> _Template:
         """What jobs are told in every call; parameters may have been replaced since the last one."""
-        slots, layout = self.slots, self.slots.layout
+        slots, layout, template = self.slots, self.slots.layout, self._told
         now = tuple([p.data_ptr() for p in slots._parameters.values() if p is not None])
-        if self._told[0] != now:
+        if template is None or template.parameters != now:
             jobs = np.zeros(NUM_PHASES, JOB)
             jobs["code"] = codes(self.kinds, self.activation, layout.is_transposed)
             _, _, up_row, h_row = self._row_bytes(slots.dtype)
@@ -159,8 +172,8 @@ class NumbaEngine:
             for copy in (WIDEN, NARROW):
                 jobs[copy]["n"], jobs[copy]["x_stride"] = layout.hidden_size, 4 * layout.hidden_size
             jobs[DOWN]["out_stride"] = 4 * layout.hidden_size
-            self._told = now, jobs, jobs.ctypes.data, slots.nbytes // slots.num_slots
-        return self._told
+            template = self._told = _Template(now, jobs, jobs.ctypes.data, slots.nbytes // slots.num_slots)
+        return template
 
     def _tell(self, job: Any, name: str) -> None:
         parts, transposed = self.slots._parameters, self.slots.layout.is_transposed

@@ -15,7 +15,7 @@ from janus.experts.saving import save_as_module
 from janus.experts.slots import ExpertSlots
 from janus.experts.view import View, find_moves, wanted
 from janus.types import Placement
-from janus.types.checks import integer
+from janus.types.checks import instance, integer
 
 
 class PlacedSlots(nn.Module):
@@ -241,11 +241,10 @@ def check_placement(placement: Placement | None, num_experts: int, who: str, ins
 
 
 def _check_fit(placement: Any, num_experts: int, who: str) -> None:
-    if not isinstance(placement, Placement):
-        rule = f"placement must be a janus.Placement, got {type(placement).__name__}"
-        raise JanusError("placement.type", f"{rule}; e.g. from janus.sched.place")
+    remedy = "e.g. from janus.sched.place"
+    instance(placement, Placement, "placement must be a janus.Placement", "placement.type", remedy)
     if placement.num_experts != num_experts:
         raise JanusError(
             "placement.experts",
-            f"{who}: the model has {num_experts} experts per layer, the placement is for {placement.num_experts}",
+            f"{who}: there are {num_experts} experts per layer, the placement is for {placement.num_experts}",
         )

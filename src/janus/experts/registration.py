@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from janus.errors import JanusError
-from janus.experts.checks import check_call, prepared
+from janus.experts.checks import check_call
 from janus.experts.op import Handle, traced
 from janus.experts.sites import count_experts
 from janus.experts.slots import ExpertSlots
@@ -140,7 +140,7 @@ def _compute(
     check_call(slots, sys.maxsize, hidden_states, top_k_index, top_k_weights)  # K may exceed the experts of this rank
     is_here = (top_k_index >= 0) & (top_k_index < slots.num_slots)
     here_TK = torch.where(is_here, top_k_index.long(), -1)  # unsigned ids have no -1
-    return slots(prepared(slots, hidden_states), here_TK, top_k_weights.contiguous()).to(hidden_states.dtype)
+    return slots(hidden_states, here_TK, top_k_weights.contiguous())
 
 
 _run: Any = torch.compiler.disable(_compute)  # a graph break: to take gradients, and before the first call by hand

@@ -91,6 +91,9 @@ class ExpertSlots(nn.Module):
         made.rank_S, made.computed_0 = made.rank_S.to(first.device), first.new_empty(0)
         made.shared = shared
         made.copies_trained = not shared and any(p.requires_grad for p in experts.parameters())
+        if shared:  # parts that the slots share stay in the mode they are in
+            made.training = experts.training
+            return made
         return made.train(experts.training)
 
     @property
@@ -175,7 +178,8 @@ class ExpertSlots(nn.Module):
         """Run the chosen slots and sum per token.
 
         Args:
-            x_TH: [T, H].
+            x_TH: [T, H], in the dtype of the slots but under autocast: the eager way is left to that, as the eager forward
+                of transformers is, and fused ways compute in the dtype of the weights, as transformers' grouped_mm does.
             slots_TK: integer [T, K], local slot of each choice; -1 where the choice is served elsewhere.
             weights_TK: [T, K] routing weights, in the dtype the router gave them.
 
@@ -185,7 +189,11 @@ class ExpertSlots(nn.Module):
         Raises:
             JanusError: ``layer.grad`` where a gradient is asked for that cannot be right.
         """
-        return self.engine(way_for_grad(self, x_TH, weights_TK))(x_TH, slots_TK, weights_TK)
+        way, given = way_for_grad(self, x_TH, weights_TK), x_TH.dtype
+        if given is not self.dtype and (way or self.compute) != "eager":
+            x_TH = x_TH.to(self.dtype)
+        y_TH = self.engine(way)(x_TH.contiguous(), slots_TK, weights_TK)
+        return y_TH if y_TH.dtype is given else y_TH.to(given)
 
     def verify(self, atol: float = 1e-5) -> None:
         """Compare one filled slot with the family's own forward on a few tokens.

@@ -81,5 +81,5 @@ def check_joined(
     raise JanusError(
         "checkpoint.quantized",
         f"{target} is joined of FP8 matrices whose blocks of 128 do not line up in it: {list(stored.shape)} with scales "
-        f"{list(scales.shape)}; take its dequantized weights, for slots of any format or none",
+        f"{list(scales.shape)}; slots without quantize=, or with quantize='int8', take them dequantized",
     )

@@ -52,9 +52,9 @@ class DisaggregatedRunner:
         dtype: of the weights read from a folder; default the checkpoint's. A live model keeps its own.
         max_tokens: most tokens one attention rank sends in one step; longer prompts are prefilled in chunks,
             unless the model has recurrent layers.
-        compute: how the chosen experts are run on the expert ranks: ``"auto"``, the fastest way there is (on a CPU
-            ``"mixed"``, on a GPU ``"triton"``), or one by name, as in `JanusMoELayer`. Each rank may choose its own: the
-            same weights, and sums that agree to rounding.
+        compute: how the chosen experts are run on the expert ranks: ``"auto"``, the fastest way there is (``"mixed"``: in
+            this version they run on CPUs), or one by name, as in `JanusMoELayer`; `stats` says which it is. Each rank may
+            choose its own: the same weights, and sums that agree to rounding.
         quantize: keep the matrices of the slots in 8 bits: ``"int8"`` (a scale per 128 inputs of an output) or ``"fp8"``
             (e4m3, a scale per 128 x 128 block); default as the model has them. A folder in FP8 gives its bytes and scales
             to ``"fp8"`` unchanged. The same on every rank: replicas of an expert are one expert.
@@ -120,7 +120,7 @@ class DisaggregatedRunner:
         self.topology, self.max_tokens, self.record = topology, max_tokens, record
         self.clock, self._balance, self._cost, self._backend, self._scope = Clock(), balance, cost, backend, scope
         self._generations: list[Generation] = []
-        self._kind: dict[str, Any] = {"compute": compute, "quantize": quantize}  # of the slots
+        self._slot_options: dict[str, Any] = {"compute": compute, "quantize": quantize}
         source = _open_source(model_or_path, dtype)
         try:
             check_source(source, gate)
@@ -143,7 +143,9 @@ class DisaggregatedRunner:
             "balance_cost": str(self._cost),
             "scope": self._scope,
             "weights_dtype": str(block.weights_dtype),
-            "quantize": self._kind["quantize"],  # not "compute": other ways to run the same weights agree to rounding
+            "quantize": self._slot_options[
+                "quantize"
+            ],  # not "compute": other ways to run the same weights agree to rounding
         }
         self._ex = Exchange(
             self.topology,
@@ -172,7 +174,7 @@ class DisaggregatedRunner:
         if self.role == "expert":
             instance = self.topology.instance(self.rank)
             self._server = ExpertServer(
-                source, self.placement, instance, self._balancer, self.record, self.clock, **self._kind
+                source, self.placement, instance, self._balancer, self.record, self.clock, **self._slot_options
             )
         else:
             self._link = ExpertLink(self._ex, source.blocks, self._balancer, self._scope, self.clock, source.dtype)
@@ -223,7 +225,8 @@ class DisaggregatedRunner:
     ) -> list[list[int]]:
         """Complete prompts; every attention rank calls it with the same arguments and gets the same result.
 
-        Prompt i is served by attention instance i mod n_a. Greedy completions are those of the undivided model.
+        Prompt i is served by attention instance i mod n_a. Greedy completions are those of the undivided model; with
+        `quantize`, of that model converted with the same.
 
         Args:
             prompts: token ids of each prompt, any lengths >= 1.
@@ -258,7 +261,8 @@ class DisaggregatedRunner:
         return self._gather(run.run(), len(prompts))
 
     def stats(self) -> dict[str, Any]:
-        """What this rank did so far: role, seconds by phase, traffic sent, TPOT (attention ranks).
+        """What this rank did so far: role, seconds by phase, traffic sent, TPOT (attention ranks), and of expert ranks how
+        their slots are run and kept (``compute``, one name or several where layers differ; ``quantize``).
 
         Where the balancer runs (expert ranks, or attention ranks with the attention-side gate) also ``layers``: per MoE
         layer the number of batches and routing entries, and the means of `BalancerStats` per batch, None before the
@@ -271,6 +275,9 @@ class DisaggregatedRunner:
             }
         if self.role == "attention":
             out |= self._attention_stats()
+        if self.role == "expert":
+            ways = sorted({slots.compute for slots in self._server.slots})
+            out |= {"compute": ", ".join(ways), "quantize": self._slot_options["quantize"]}
         if self._balancer is not None:
             out["layers"] = _layer_rows(self._balancer.stats)
         return out

@@ -12,7 +12,7 @@ from janus.comm import Exchange
 from janus.conversion import check_layers
 from janus.errors import JanusError
 from janus.experts.live import ExpertSource
-from janus.layer import check_placement
+from janus.experts.placed import check_placement
 from janus.runner.expert import ExpertServer
 from janus.types import Placement, Topology
 

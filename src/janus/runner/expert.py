@@ -12,6 +12,7 @@ from torch import nn
 from janus.comm import Exchange
 from janus.experts.layout import ExpertLayout
 from janus.experts.live import ExpertSource
+from janus.experts.loading import read_for
 from janus.experts.seam import MoEBlock
 from janus.experts.slots import ExpertSlots
 from janus.runner.clock import Clock
@@ -68,11 +69,9 @@ class ExpertServer:
         experts = self.placement.slots[self.placement.layer(layer), self.instance].tolist()
         slots = ExpertSlots(ExpertLayout.of(block.experts), experts, **kind)
         _ = slots.compute  # a way that cannot run is refused before weights are read
-        # Only slots in fp8 take a folder's FP8 as it lies; joining its matrices may tear their blocks for no use elsewhere.
-        read = source.stored_expert if kind["quantize"] == "fp8" else source.expert
         for slot, e in enumerate(experts):
             if e >= 0:
-                slots.fill(slot, read(block, e))
+                slots.fill(slot, read_for(slots.format, source, block, e))
         slots.verify()
         return slots
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from janus.experts.activation import CLAMPS, KINDS, Activation
-from janus.experts.cpu.jobs import DONE, JOB, bound, entry, inlined
+from janus.experts.cpu.jobs import DONE, JOB, bound, c_function, inlined
 from janus.experts.cpu.vectors import carray, fetch_and_add, pointer, power_of_two, upper_half
 
 # Bound for each formula by `activate`.
@@ -67,7 +67,7 @@ def _identity(x: Any) -> Any:
     return x
 
 
-CURVES: dict[str, Any] = dict(zip(KINDS, (_silu, _gelu, _gelu_tanh, _relu, _relu2, _identity), strict=True))
+COMPILED: dict[str, Any] = dict(zip(KINDS, (_silu, _gelu, _gelu_tanh, _relu, _relu2, _identity), strict=True))
 
 
 def _formula(gate: Any, up: Any) -> Any:
@@ -82,7 +82,7 @@ def _formula(gate: Any, up: Any) -> Any:
 
 
 def _activate(job: Any) -> None:
-    """out[entry, i] = formula of x[entry]; `rows` entries, `n` results each."""
+    """out[row, i] = formula of x[row]; `rows` rows, `n` results each."""
     d = carray(pointer(job), (1,), JOB)[0]
     while True:
         block = fetch_and_add(job)
@@ -119,8 +119,8 @@ def activate(activation: Activation, results: str) -> Any:
     numbers = {"alpha": np.float32(act.alpha), "limit": np.float32(act.limit), "shift": np.float32(act.shift)}
     numbers |= {"clamp": CLAMPS.index(act.clamp), "gated": act.gated, "interleaved": act.interleaved}
     exp = inlined(_exponential, name)
-    curve = inlined(CURVES[act.kind], name, exponential=exp, **numbers)
+    curve = inlined(COMPILED[act.kind], name, exponential=exp, **numbers)
     whole = inlined(_formula, name, curve=curve, **numbers)
     is_half = results == "bfloat16"
     names = {"result": np.uint16 if is_half else np.float32, "rounded": upper_half if is_half else inlined(_same, name)}
-    return entry(bound(_activate, name, curve=curve, formula=whole, **names, **numbers))
+    return c_function(bound(_activate, name, curve=curve, formula=whole, **names, **numbers))

@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from janus.experts.cpu.inner import GROUP
-from janus.experts.cpu.jobs import DONE, JOB, TOKENS, bound, by_tokens, entries_of, entry, inlined
+from janus.experts.cpu.jobs import DONE, JOB, TOKENS, bound, by_tokens, c_function, entries_of, inlined
 from janus.experts.cpu.outer import outer
 from janus.experts.cpu.vectors import SCALED, SIZES, carray, fetch_and_add, loaded, pointer, stored
 
@@ -19,7 +19,7 @@ ROWS = 4  # of a tile: sums are read and written once for so many
 TOGETHER = 16  # tokens whose sums stay in the cache while a panel's rows go by
 PANEL = 1024  # most columns
 # Bound for each kind of weights: what a tile computes, with all its rows or one.
-wide = one = load = store = single = add_rows = panel = cast("Any", outer)
+wide = one = entries = load = store = single = add_rows = panel = cast("Any", outer)
 bias_size = out_size = weight = 0
 factor = 0.0
 
@@ -63,7 +63,7 @@ def _add(
 
 def _up(job: Any) -> None:
     d = carray(pointer(job), (1,), JOB)[0]
-    slots, starts, tokens, _ = entries_of(d)
+    slots, starts, tokens, _ = entries(d)
     x, rows = np.empty(TOKENS, np.int64), np.empty(TOGETHER, np.int64)
     sums, parts = np.empty((TOGETHER, PANEL), np.float32), np.empty((TOGETHER, PANEL), np.float32)
     while True:
@@ -87,7 +87,7 @@ def _up(job: Any) -> None:
 
 def _down(job: Any) -> None:
     d = carray(pointer(job), (1,), JOB)[0]
-    slots, starts, tokens, factors = entries_of(d)
+    slots, starts, tokens, factors = entries(d)
     x, rows = np.empty(TOKENS, np.int64), np.empty(TOGETHER, np.int64)
     sums, parts = np.empty((TOGETHER, PANEL), np.float32), np.empty((TOGETHER, PANEL), np.float32)
     while True:
@@ -123,9 +123,9 @@ def down(kind: str, biases: str) -> Any:
 
 @functools.cache
 def _made(function: Any, kind: str, biases: str, results: str) -> Any:
-    names = {"panel": _panel_of(kind), "load": loaded(biases), "bias_size": SIZES[biases]}
+    names = {"entries": entries_of(), "panel": _panel_of(kind), "load": loaded(biases), "bias_size": SIZES[biases]}
     names |= {"store": stored(results), "out_size": SIZES[results]}
-    return entry(bound(function, f"{kind}_{biases}_{results}", **names))
+    return c_function(bound(function, f"{kind}_{biases}_{results}", **names))
 
 
 @functools.cache

@@ -34,7 +34,7 @@ WIDEN, UP, ACTIVATE, DOWN, NARROW = range(NUM_PHASES)  # a call's jobs, in their
 tile_1 = tile_2 = tile_3 = tile_4 = cast("Any", tile)  # bound by `by_tokens`
 
 
-def _entries_of(d: Any) -> Any:
+def _entries_of_job(d: Any) -> Any:
     """Slots [A], where their entries start [A + 1], and each entry's token and routing weight [N], of a job."""
     starts = carray(pointer(d.starts), (d.active + 1,), np.int64)
     total = starts[d.active]
@@ -77,18 +77,21 @@ def by_tokens(tile_of: Callable[..., Any], kind: str, rows: int) -> Any:
     return inlined(_by_tokens, f"{tile_of.__name__}_{kind}_{rows}".replace(" ", "_"), **tiles)
 
 
+@functools.cache
+def entries_of() -> Any:
+    """For compiled code: slots [A], where their entries start, tokens and routing weights of a job."""
+    return inlined(_entries_of_job, "all")
+
+
 def inlined(function: Callable[..., Any], name: str, **names: Any) -> Any:
     """Such a function for compiled code to call."""
     return numba.njit(error_model="numpy")(bound(function, name, **names))
 
 
-def entry(function: Callable[..., Any], result: Any = types.void, arguments: int = 1) -> Any:
+def c_function(function: Callable[..., Any], result: Any = types.void, arguments: int = 1) -> Any:
     """A C function of int64 arguments."""
     signature = result(*[types.int64] * arguments)
     try:
         return numba.cfunc(signature, cache=True, error_model="numpy")(function)
     except RuntimeError:  # no folder that numba may write to: each process compiles anew, in seconds
         return numba.cfunc(signature, error_model="numpy")(function)
-
-
-entries_of = inlined(_entries_of, "all")

@@ -14,7 +14,7 @@ import numpy as np
 from janus.experts.activation import Activation
 from janus.experts.cpu import columns, rows
 from janus.experts.cpu.activating import activate
-from janus.experts.cpu.jobs import DONE, JOB, JOB_BYTES, NUM_PHASES, bound, entry, inlined
+from janus.experts.cpu.jobs import DONE, JOB, JOB_BYTES, NUM_PHASES, bound, c_function, inlined
 from janus.experts.cpu.vectors import SIZES, call, carray, fetch_and_add, give_way, loaded, pointer, read_shared, stored
 
 SPINS = 2000  # looks at a counter before another thread gets the core: microseconds
@@ -95,10 +95,10 @@ def codes(kinds: Kinds, activation: Activation | None, is_transposed: bool) -> t
 @functools.cache
 def phases() -> Any:
     """A C function of the address of a call's jobs, which threads run side by side."""
-    return entry(bound(_phases, "all", _wait=inlined(_wait_for, "all")))
+    return c_function(bound(_phases, "all", _wait=inlined(_wait_for, "all")))
 
 
 @functools.cache
 def _copying(given: str, wanted: str) -> Any:
     names = {"load": loaded(given), "load_size": SIZES[given], "store": stored(wanted), "store_size": SIZES[wanted]}
-    return entry(bound(_copy, f"{given}_{wanted}", **names))
+    return c_function(bound(_copy, f"{given}_{wanted}", **names))

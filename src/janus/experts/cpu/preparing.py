@@ -8,7 +8,19 @@ from typing import Any, cast
 import numpy as np
 from numba.core import types
 
-from janus.experts.cpu.jobs import ACTIVATE, DOWN, JOB, JOB_BYTES, NARROW, NUM_PHASES, UP, WIDEN, bound, entry, inlined
+from janus.experts.cpu.jobs import (
+    ACTIVATE,
+    DOWN,
+    JOB,
+    JOB_BYTES,
+    NARROW,
+    NUM_PHASES,
+    UP,
+    WIDEN,
+    bound,
+    c_function,
+    inlined,
+)
 from janus.experts.cpu.sorting import counting_sort
 from janus.experts.cpu.vectors import carray, pointer
 
@@ -97,4 +109,4 @@ _next = _cut = cast("Any", _next_line)  # bound by `prepare`
 def prepare() -> Any:
     """A C function that returns the number of activated slots; its arguments are those of `_prepare`."""
     names = {"_next": inlined(_next_line, "all"), "_cut": inlined(_cut_rows, "all")}
-    return entry(bound(_prepare, "all", **names), types.int64, 16)
+    return c_function(bound(_prepare, "all", **names), types.int64, 16)

@@ -12,13 +12,13 @@ from typing import Any, cast
 import numpy as np
 
 from janus.experts.cpu.inner import inner
-from janus.experts.cpu.jobs import DONE, JOB, TOKENS, bound, by_tokens, entries_of, entry, inlined
+from janus.experts.cpu.jobs import DONE, JOB, TOKENS, bound, by_tokens, c_function, entries_of, inlined
 from janus.experts.cpu.vectors import LINE, SIZES, carray, fetch_and_add, loaded, pointer, stored, tile
 
 AHEAD = 2048  # bytes in a long run of memory that are asked for in advance
 LONG = {"float32": 4}  # tokens of a slot up to which its rows are read one after the other, by kind; 1 elsewhere
 # Bound for each kind of weights: what a tile computes, with all its rows or one.
-wide = one = load = store = products = cast("Any", inner)
+wide = one = entries = load = store = products = cast("Any", inner)
 bias_size = out_size = most = few = 0
 
 
@@ -38,19 +38,20 @@ def _products(
         return
     for i in range(rows):
         at, at_scales, to = matrix + i * stride, scales + i * scale_stride, out + 4 * i * many
-        one(many, at, stride, at_scales, scale_stride, x, n, to, AHEAD, step)
+        one(many, at, stride, at_scales, scale_stride, x, n, to, AHEAD, LINE)
 
 
 def _up(job: Any) -> None:
     d = carray(pointer(job), (1,), JOB)[0]
-    slots, starts, tokens, _ = entries_of(d)
+    slots, starts, tokens, _ = entries(d)
     x, out = np.empty(TOKENS, np.int64), np.empty(TOKENS * most, np.float32)
     while True:
         item = fetch_and_add(job)
         if item >= d.items:
             break
         a, block = item // d.blocks, item % d.blocks
-        long, parts = starts[a + 1] - starts[a] <= few, -(-(starts[a + 1] - starts[a]) // TOKENS)
+        here = starts[a + 1] - starts[a]
+        long, parts = here <= few, -(-here // TOKENS)
         bias = d.bias + slots[a] * d.bias_stride
         last = min(d.rows, (block + 1) * d.block_rows)
         for row in range(block * d.block_rows, last, most):
@@ -75,7 +76,7 @@ def _up(job: Any) -> None:
 
 def _down(job: Any) -> None:
     d = carray(pointer(job), (1,), JOB)[0]
-    slots, starts, tokens, factors = entries_of(d)
+    slots, starts, tokens, factors = entries(d)
     x, out = np.empty(TOKENS, np.int64), np.empty(TOKENS * most, np.float32)
     while True:
         block = fetch_and_add(job)
@@ -83,7 +84,8 @@ def _down(job: Any) -> None:
             break
         begin, last = block * d.block_rows, min(d.rows, (block + 1) * d.block_rows)
         for a in range(d.active):
-            long, parts = starts[a + 1] - starts[a] <= few, -(-(starts[a + 1] - starts[a]) // TOKENS)
+            here = starts[a + 1] - starts[a]
+            long, parts = here <= few, -(-here // TOKENS)
             bias = d.bias + slots[a] * d.bias_stride
             for row in range(begin, last, most):
                 rows = min(most, last - row)
@@ -95,9 +97,9 @@ def _down(job: Any) -> None:
                     for j in range(many):
                         x[j] = d.x + (first + j) * d.x_stride
                     products(
-                    matrix, d.row_stride, scales, step, rows, x.ctypes.data, many, d.n, out.ctypes.data, long,
-                    (first - starts[a]) // TOKENS, parts,
-                )  # fmt: skip
+                        matrix, d.row_stride, scales, step, rows, x.ctypes.data, many, d.n, out.ctypes.data, long,
+                        (first - starts[a]) // TOKENS, parts,
+                    )  # fmt: skip
                     for i in range(rows):
                         shift = load(bias + (row + i) * bias_size) if d.bias else np.float32(0)
                         for j in range(many):
@@ -131,9 +133,9 @@ def down(kind: str, biases: str) -> Any:
 
 @functools.cache
 def _made(function: Any, kind: str, biases: str, results: str) -> Any:
-    names = {"products": _products_of(kind), "few": LONG.get(kind, 1), "most": tile()[1]}
+    names = {"entries": entries_of(), "products": _products_of(kind), "few": LONG.get(kind, 1), "most": tile()[1]}
     names |= {"load": loaded(biases), "bias_size": SIZES[biases], "store": stored(results), "out_size": SIZES[results]}
-    return entry(bound(function, f"{kind}_{biases}_{results}".replace(" ", "_"), **names))
+    return c_function(bound(function, f"{kind}_{biases}_{results}".replace(" ", "_"), **names))
 
 
 @functools.cache
