@@ -56,7 +56,7 @@ def block(case: Case, readers: Readers, options: argparse.Namespace) -> Iterator
     for B in options.batches:
         label, batches = case.batches(B, options.rounds, uniform=options.uniform)
         seen = measure(case, janus + theirs, batches, rotation, readers, seconds=options.seconds)
-        yield row(case, B, label, how_many, seen, readers, flops, absent | refused)
+        yield row(case, B, label, how_many, seen, readers, flops, absent | refused, janus[0].name if janus else None)
 
 
 HEAD = ("B", "active", "tokens\n/expert", "bound\nms", "way", "p10\nms", "p50\nms", "p90\nms", "bound\n/time", "n")

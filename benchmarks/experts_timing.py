@@ -223,12 +223,13 @@ def row(
     readers: Readers,
     flops: float,
     refused: dict[str, str],
+    auto: str | None,
 ) -> dict[str, Any]:
-    """One cell of the table and of the JSON, the way that "auto" takes named under "janus"."""
+    """One cell of the table and of the JSON, the way that "auto" takes named under "janus" where it ran."""
     by, gb_s = readers.best()
     active, entries = float(np.mean(seen.active)), float(np.mean(seen.entries))
     each, edge = entries / active, ridge(flops, gb_s, case.expert_bytes / case.params)
-    janus = next((name for name in seen.ms if name.startswith("janus")), None)
+    janus = auto if auto in seen.ms else None
     found: dict[str, Any] = {
         "model": case.model.name, "storage": case.storage, "B": B, "held": case.label, "routing": label, "layers": layers,
         "entries": round(entries, 1), "active": round(active, 2), "tokens_per_expert": round(each, 2),

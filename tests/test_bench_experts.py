@@ -381,10 +381,18 @@ def test_inputs_have_the_dtype_of_the_storage_and_weights_that_sum_to_one():
         torch.testing.assert_close(weights.sum(1).float(), torch.ones(3), rtol=1e-2, atol=1e-2)
 
 
+def test_the_way_that_auto_takes_is_compared_whichever_ran_first():
+    ms = {"janus eager": [9.0, 9.0], "transformers eager": [4.0, 6.0], "janus mixed": [2.0, 2.0]}
+    seen = Seen(ms=ms, rounds={name: [0, 1] for name in ms}, active=[2, 2], entries=[4, 4])
+    readers = argparse.Namespace(gb_s={"torch": [2.0]}, best=lambda: ("torch", 2.0))
+    found = row(tiny("float32"), 4, "uniform", 1, seen, readers, 1e12, {}, "janus mixed")
+    assert (found["janus"], found["best_rival"], found["times_faster"]) == ("janus mixed", "transformers eager", 2.5)
+
+
 def test_without_a_way_of_ours_a_row_compares_nothing():
     seen = Seen(ms={"transformers eager": [1.0]}, rounds={"transformers eager": [0]}, active=[2], entries=[4])
     readers = argparse.Namespace(gb_s={"torch": [2.0]}, best=lambda: ("torch", 2.0))
-    found = row(tiny("int8"), 4, "uniform", 1, seen, readers, 1e12, {"janus int8": "absent"})
+    found = row(tiny("int8"), 4, "uniform", 1, seen, readers, 1e12, {"janus int8": "absent"}, None)
     assert (found["janus"], found["best_rival"], found["times_faster"]) == (None, None, None)
     assert found["left_out"] == {"janus int8": "absent"}
     assert plot_experts.cell(found) == "-"

@@ -58,7 +58,7 @@ def cells(storage: str, readers: Readers, sample: bool) -> list[dict[str, Any]]:
             label, batches = case.batches(B, 9 if sample else 60)
             seconds = 1 if sample else 20
             seen = measure(case, ways[:1] + theirs, batches, rotation, readers, seconds=seconds)
-            found.append(row(case, B, label, how_many, seen, readers, flops, refused | absent))
+            found.append(row(case, B, label, how_many, seen, readers, flops, refused | absent, ways[0].name))
             step(f"B={B}: {found[-1]['times_faster']} times as fast as {found[-1]['best_rival']}")
     return found
 

@@ -5,6 +5,8 @@ import pytest
 import torch
 from entries import LAYOUTS, error, plain
 
+from janus.experts import mixed
+
 
 def _busy(T, E=6, K=3):
     """Expert 0 has every token, the others share the rest."""
@@ -36,10 +38,16 @@ def test_slots_below_the_limit_have_the_bits_of_numba():
     assert not torch.equal(slots(x, ids, weights), slots.engine("numba")(x, ids, weights))
 
 
-def test_the_limit_is_lower_where_torch_has_wide_tiles(monkeypatch):
-    from janus.experts.mixed import most_tokens
+def test_the_limit_is_lower_where_torch_is_the_faster_one(monkeypatch):
+    def limit(kind=None, dtype=torch.float32, **options):
+        layout = entries.layout(24, 20, **LAYOUTS[kind] if kind else {})
+        return mixed.most_tokens(entries.slots(layout, 2, dtype, compute="mixed", **options))
 
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert most_tokens(torch.bfloat16) < most_tokens(torch.float32)
+    tiles = limit(dtype=torch.bfloat16), limit(dtype=torch.bfloat16, quantize="int8")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert most_tokens(torch.bfloat16) == most_tokens(torch.float32)
+    plain = limit(dtype=torch.bfloat16), limit(dtype=torch.bfloat16, quantize="int8")
+    assert all(with_tiles < without for with_tiles, without in zip(tiles, plain, strict=True))
+    assert limit("transposed") < limit(dtype=torch.float16) < limit() <= plain[0] < plain[1]
+    monkeypatch.setattr(mixed, "LONG", 8)
+    assert limit() < plain[0]

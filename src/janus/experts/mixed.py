@@ -19,6 +19,8 @@ from janus.experts.numba_backend import NumbaEngine
 if TYPE_CHECKING:
     from janus.experts.slots import ExpertSlots
 
+LONG = 8192  # numbers of a row: many tokens' rows of that length leave the caches
+
 why_not = numba_backend.why_not
 
 
@@ -27,11 +29,17 @@ def make(slots: ExpertSlots) -> MixedEngine:
     return MixedEngine(slots)
 
 
-def most_tokens(dtype: torch.dtype) -> int:
+def most_tokens(slots: ExpertSlots) -> int:
     """Tokens per slot up to which our products are the faster ones, as measured (benchmarks/bench_experts.py)."""
-    if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
-        return 16
-    return 64
+    layout, has_tiles = slots.layout, torch.cpu._is_amx_tile_supported()
+    if slots.format is not None:  # torch has to make another matrix first
+        return 128 if has_tiles else 256
+    if slots.dtype == torch.bfloat16:  # without such tiles torch is as slow as we are
+        return 16 if has_tiles else 64
+    if layout.is_transposed:
+        return 20
+    long = max(layout.hidden_size, layout.width) > LONG
+    return 32 if long or slots.dtype == torch.float16 else 64
 
 
 class MixedEngine(NumbaEngine):
@@ -44,7 +52,7 @@ class MixedEngine(NumbaEngine):
     def __init__(self, slots: ExpertSlots) -> None:
         super().__init__(slots)
         self.batch_invariant = False
-        self.most = most_tokens(slots.dtype)
+        self.most = most_tokens(slots)
 
     def needed(self, T: int, K: int) -> int:
         """As `Engine.needed`; the busiest slot may hold every token, in torch's way."""
