@@ -42,7 +42,7 @@ def refused(model, **options) -> JanusError:
             "placement.instances",
             "4 expert instances, the topology 1A2E has 2",
         ),
-        ({"placement": [[0, 1]]}, "placement.type", "janus.Placement, got list"),
+        ({"placement": [[0, 1]]}, "placement.type", "janus.Placement, got [[0, 1]]"),
         ({"placement": Placement([[[*range(8)], [*range(8, 16)]]] * 2, 16)}, "placement.layers", "3 MoE layers"),
     ],
 )
