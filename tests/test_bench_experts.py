@@ -357,12 +357,12 @@ def test_the_bars_of_the_speed(results, capsys):
     ]
     for found in rows:
         found["bound_over_time"] = {found["janus"]: 0.81}
-    oks = [figure["ok"] for figure in speed.judged("float32", rows, sample=False)]
+    oks = [figure["ok"] for figure in speed.judged("float32", rows, slack=1)]
     assert oks == [False, False, True]
-    assert [figure["value"] for figure in speed.judged("float32", rows, sample=True)] == [0.9, 1.4, 0.81]
-    assert all(f["ok"] and f["bar"] == "reported" for f in speed.judged("float32", rows, sample=True))
+    assert [figure["value"] for figure in speed.judged("float32", rows, slack=5)] == [0.9, 1.4, 0.81]
+    assert all(figure["ok"] for figure in speed.judged("float32", rows, slack=5))
     rows[1]["memory_bound"] = False
-    assert len(speed.judged("float32", [rows[1]], sample=False)) == 2, "no bar on memory where compute decides"
+    assert len(speed.judged("float32", [rows[1]], slack=1)) == 2, "no bar on memory where compute decides"
 
 
 def test_layers_of_every_size_read_the_same_weights_in_a_circle():

@@ -41,6 +41,7 @@ NAME = "qwen3-30b-a3b"
 SIZES, STORAGES = (1, 4, 16, 64), ("float32", "bfloat16")
 NEVER_SLOWER, FASTER, FEW_TOKENS, NEAR, FLAT = 1.0, 1.5, 4, 0.8, 1.10
 HELD = (32, 128, 256)  # experts of layers whose batches activate equally many
+SLACK = 5  # of a sample, which may run beside other work: it shows that the script works
 
 
 def cells(storage: str, readers: Readers, sample: bool) -> list[dict[str, Any]]:
@@ -62,8 +63,8 @@ def cells(storage: str, readers: Readers, sample: bool) -> list[dict[str, Any]]:
     return found
 
 
-def judged(storage: str, rows: list[dict[str, Any]], sample: bool) -> list[dict[str, Any]]:
-    """The three bars of one storage; times of a sample, which may run beside other work, are reported."""
+def judged(storage: str, rows: list[dict[str, Any]], slack: float) -> list[dict[str, Any]]:
+    """The three bars of one storage."""
     where = f"{rows[0]['janus']}, {rows[0]['held']}; {rows[0]['routing']}; {machine()['cpu']}"
     faster = {r["B"]: r["times_faster"] for r in rows}
     shares = {r["B"]: r["bound_over_time"][r["janus"]] for r in rows if r["memory_bound"]}
@@ -72,20 +73,24 @@ def judged(storage: str, rows: list[dict[str, Any]], sample: bool) -> list[dict[
     told = "; ".join([told, *sorted(left)])
     few = {B: x for B, x in faster.items() if B <= FEW_TOKENS}
     figures = [
-        at_least(f"{storage}: fastest way of transformers / janus, slowest B", faster, NEVER_SLOWER, f"{told}; {where}", sample),
-        at_least(f"{storage}: the same at B <= {FEW_TOKENS}", few, FASTER, told, sample),
+        at_least(f"{storage}: fastest way of transformers / janus, slowest B", faster, NEVER_SLOWER / slack, f"{told}; {where}"),
+        at_least(f"{storage}: the same at B <= {FEW_TOKENS}", few, FASTER / slack, told),
     ]  # fmt: skip
     if shares:
         read = ", ".join(f"B={r['B']} {r['read_gb_s'][r['read_by']][1]} GB/s ({r['read_by']})" for r in rows)
         note = "bound over time: " + ", ".join(f"B={B} {x}" for B, x in shares.items()) + f"; read {read}"
-        figures.append(at_least(f"{storage}: share of the bound where memory decides", shares, NEAR, note, sample))
+        # a stall of the machine hits all ways of a round alike, but not the reader: a sample is not judged by this ratio
+        near = NEAR if slack == 1 else None
+        figures.append(at_least(f"{storage}: share of the bound where memory decides", shares, near, note))
     return figures
 
 
-def at_least(name: str, by_size: dict[int, float], limit: float, note: str, sample: bool) -> dict[str, Any]:
-    """A figure whose smallest value counts."""
+def at_least(name: str, by_size: dict[int, float], limit: float | None, note: str) -> dict[str, Any]:
+    """A figure whose smallest value counts; reported where there is no limit."""
     value = min(by_size.values())
-    return figure(name, value, "reported" if sample else f">= {limit:g}", sample or value >= limit, "x", note)
+    if limit is None:
+        return figure(name, value, "reported", True, "x", note)
+    return figure(name, value, f">= {limit:g}", value >= limit, "x", note)
 
 
 def flat(sample: bool) -> dict[str, Any]:
@@ -106,10 +111,10 @@ def flat(sample: bool) -> dict[str, Any]:
             if number:
                 step(", ".join(f"E={E} {times[-1]:.1f} ms" for E, times in ms.items()))
     middle = {E: float(np.median(times)) for E, times in ms.items()}
-    worst = max(middle.values()) / min(middle.values())
+    worst, limit = max(middle.values()) / min(middle.values()), FLAT * (SLACK if sample else 1)
     note = f"{active} active experts: " + ", ".join(f"E={E} {t:.2f} ms" for E, t in middle.items())
     name = "bfloat16: slowest / fastest layer size, equally many active experts"
-    return figure(name, round(worst, 3), "reported" if sample else f"<= {FLAT:g}", sample or worst <= FLAT, "x", note)
+    return figure(name, round(worst, 3), f"<= {limit:.4g}", worst <= limit, "x", note)
 
 
 def read(active: int, number: int, E: int) -> tuple[int, Ids]:
@@ -128,7 +133,7 @@ def main() -> None:
     threads()
     readers, figures = Readers(2**27) if sample else Readers(), []
     for storage in STORAGES:
-        figures += judged(storage, cells(storage, readers, sample), sample)
+        figures += judged(storage, cells(storage, readers, sample), SLACK if sample else 1)
     report([*figures, flat(sample)])
 
 

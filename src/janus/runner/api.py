@@ -143,9 +143,8 @@ class DisaggregatedRunner:
             "balance_cost": str(self._cost),
             "scope": self._scope,
             "weights_dtype": str(block.weights_dtype),
-            "quantize": self._slot_options[
-                "quantize"
-            ],  # not "compute": other ways to run the same weights agree to rounding
+            # not "compute": other ways to run the same weights agree to rounding
+            "quantize": self._slot_options["quantize"],
         }
         self._ex = Exchange(
             self.topology,
